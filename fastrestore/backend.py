@@ -1,0 +1,97 @@
+"""The Backend protocol and how one is chosen."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import resources
+from pathlib import Path
+from typing import Literal, Protocol, get_args
+
+from fastrestore.arrays import F32, U8
+from fastrestore.errors import InputError, ModelError
+from fastrestore.spec import ModelSpec, read_spec
+
+BackendName = Literal["auto", "ort", "openvino"]
+
+
+class Backend(Protocol):
+    """A loaded model that runs. Not thread-safe unless the class says so."""
+
+    name: str
+    spec: ModelSpec
+
+    def run(self, frame: U8, mask: U8, state: U8, sigma: F32) -> tuple[U8, U8]:
+        """Restore one batch that is already padded.
+
+        Args:
+            frame: uint8 RGB, `(N, H, W, 3)`; H and W multiples of `spec.multiple`.
+            mask: uint8, `(N, H, W, 1)`; any nonzero value = hole.
+            state: uint8, `(N, H, W, 4)`; fused base and confidence, zeros = no history.
+            sigma: float32, `(N,)`, noise on the 0-255 scale, 0 to 254; 0 = known pixels stay.
+
+        Returns:
+            Restored `(N, H, W, 3)` (not composited) and the next state `(N, H, W, 4)`, uint8.
+        """
+
+    def warm_up(self, shape: tuple[int, int, int]) -> None:
+        """Run once at `(N, H, W)` so that the next run of that shape is a typical one."""
+
+    def close(self) -> None:
+        """Free what the backend holds; it cannot run afterwards."""
+
+
+def weights_folder() -> Path:
+    """Return the folder of the models inside the package."""
+    return Path(str(resources.files("fastrestore") / "weights"))
+
+
+def find_model(model: str | Path) -> Path:
+    """Turn a shipped model's name or a path into the path of an ONNX file.
+
+    Raises:
+        ModelError: Neither a shipped name nor a file.
+    """
+    shipped = {p.stem: p for p in sorted(weights_folder().glob("*.onnx"))}
+    if str(model) in shipped:
+        return shipped[str(model)]
+    path = Path(model)
+    if not path.is_file():
+        names = ", ".join(shipped) or "none"
+        raise ModelError(f"{model}: no such model; shipped: {names}; or give the path of an .onnx")
+    return path
+
+
+def open_backend(model: str | Path, name: str = "auto", threads: int | None = None) -> Backend:
+    """Load a model on a backend.
+
+    Args:
+        model: A shipped model's name, or the path of an ONNX file with a spec.
+        name: `ort`, `openvino`, or `auto` = OpenVINO where it is installed (about twice as
+            fast on a CPU), else ONNX Runtime.
+        threads: CPU threads; None = as many as the process may use.
+
+    Raises:
+        InputError: No backend of that name.
+        ModelError: The model is absent, foreign or broken.
+        MissingExtraError: The backend's library is not installed.
+    """
+    if name not in get_args(BackendName):
+        known = ", ".join(get_args(BackendName))
+        raise InputError(f"backend {name}: not known; choose one of {known}")
+    path = find_model(model)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read ({e.strerror})") from e
+    spec = read_spec(data, str(path))
+    if spec.kind != "restorer":
+        raise ModelError(f"{path}: is a {spec.kind}, not a restorer")
+    if name == "auto":
+        name = "openvino" if importlib.util.find_spec("openvino") else "ort"
+    if name == "openvino":
+        from fastrestore.backends.openvino import OpenVinoBackend
+
+        return OpenVinoBackend(data, spec, threads)
+    from fastrestore.backends.ort import OrtBackend
+
+    return OrtBackend(data, spec, threads)

@@ -1,0 +1,1 @@
+"""Training: generator, data, losses, loop. The modules inside need the train extra."""
