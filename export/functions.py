@@ -33,7 +33,7 @@ _ENERGY = [1] * 2  # motion energy and its weight
 _FILL_AND_ENERGY = [3, 3, 3, 3, 5, 5]
 _BINOMIAL: F32 = fusion.BINOMIAL.numpy()
 _LUMA: F32 = fusion.LUMA.numpy()
-_SOBEL_X = np.array([[-1, 0, 1], [-2, 0, 2], [-1, 0, 1]], np.float32) / 8
+_SOBEL_X: F32 = np.array([[-0.125, 0, 0.125], [-0.25, 0, 0.25], [-0.125, 0, 0.125]], np.float32)
 _SOBEL: F32 = np.stack([_SOBEL_X, _SOBEL_X.T])[:, None]
 
 

@@ -38,8 +38,9 @@ class _Graph:
 
     def call(self, function: str, inputs: list[str], *outputs: str) -> str:
         """Call one of our functions; return its first output."""
-        plugin = {"domain": DOMAIN, **PLUGIN_ATTRIBUTES}
-        self.nodes.append(helper.make_node(function, inputs, list(outputs), outputs[0], **plugin))
+        node = helper.make_node(function, inputs, outputs, outputs[0], domain=DOMAIN)
+        node.attribute.extend(helper.make_attribute(k, v) for k, v in PLUGIN_ATTRIBUTES.items())
+        self.nodes.append(node)
         return outputs[0]
 
     def weight(self, name: str) -> str:
@@ -103,10 +104,9 @@ def build(generator: Generator, spec: ModelSpec, state: bool = True) -> ModelPro
 
 def _reordered(arrays: Mapping[str, F32]) -> dict[str, F32]:
     """Turn the order of torch's pixel_(un)shuffle, c * 4 + s, into SpaceToDepth's, s * C + c."""
-    stem = arrays["stem.conv.weight"]
-    stem = stem.reshape(len(stem), IN_CHANNELS, _CELLS, 3, 3).swapaxes(1, 2).copy()
+    stem = arrays["stem.conv.weight"].reshape(-1, IN_CHANNELS, _CELLS, 3, 3).swapaxes(1, 2).copy()
     stem[:, :, SPARE_CHANNELS] = 0
-    new = {"stem.conv.weight": stem.reshape(len(stem), -1, 3, 3)}
+    new: dict[str, F32] = {"stem.conv.weight": stem.reshape(len(stem), -1, 3, 3)}
     for part in ("head.conv.weight", "head.conv.bias"):
         head = arrays[part]
         new[part] = head.reshape(3, _CELLS, *head.shape[1:]).swapaxes(0, 1).reshape(head.shape)
@@ -117,10 +117,8 @@ def _cast_inputs(graph: _Graph, state: bool) -> dict[str, str]:
     """Turn the inputs into float; TensorRT takes uint8 in a Cast of the main graph only."""
     pictures = ("frame", "mask", "state") if state else ("frame", "mask")
     values = {n: graph.node("Cast", [n], f"{n}.float", to=TensorProto.FLOAT) for n in pictures}
-    # This cast does nothing in FP32; in the FP16 form it makes sigma FP16.
-    sigma = graph.node("Cast", ["sigma"], "sigma.float", to=TensorProto.FLOAT)
     axes = graph.initializer("sigma.axes", np.array([1, 2, 3], np.int64))
-    return {**values, "sigma": graph.node("Unsqueeze", [sigma, axes], "sigma.4d")}
+    return {**values, "sigma": graph.node("Unsqueeze", ["sigma", axes], "sigma.4d")}
 
 
 def _base(graph: _Graph, inputs: dict[str, str]) -> str:
@@ -172,7 +170,7 @@ def _model(graph: _Graph, preset: Preset, spec: ModelSpec, outputs: list[str]) -
     channels = {"frame": 3, "mask": 1, "state": 4, "restored": 3, "state_out": 4}
 
     def picture(name: str) -> ValueInfoProto:
-        shape = ["N", "H", "W", channels[name]]
+        shape: list[str | int | None] = ["N", "H", "W", channels[name]]
         return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
 
     names = ["frame", "mask"] + (["state"] if "state_out" in outputs else [])

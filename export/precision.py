@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import onnx.inliner  # not reachable by `import onnx` alone
-from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from fastrestore.errors import ModelError
 
@@ -57,8 +57,8 @@ def convolutions(model: ModelProto) -> list[Convolution]:
 def to_fp16(model: ModelProto) -> ModelProto:
     """Return an FP16 copy: weights, constants and casts. Works with functions and inlined.
 
-    Every op may run in FP16 (energies are kept in units of sigma^2 + 9 levels), so only `sigma`
-    at the input and the scales of Resize, which the operator wants in FP32, stay as they are.
+    Every op may run in FP16 (energies are kept in units of sigma^2 + 9 levels), so only the
+    scales of Resize, which the operator wants in FP32, stay; FP32 inputs (`sigma`) get a cast.
 
     Args:
         model: FP32, as `fastrestore.export.graph.build` makes it; not changed.
@@ -79,6 +79,9 @@ def to_fp16(model: ModelProto) -> ModelProto:
                 _to_half(attribute.t)
             elif node.op_type == "Cast" and attribute.i == TensorProto.FLOAT:
                 attribute.i = TensorProto.FLOAT16
+    for value in half.graph.input:
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            _cast_input(half, value.name)
     del half.graph.value_info[:]  # inferred FP32 types would contradict
     return half
 
@@ -87,6 +90,14 @@ def _all_nodes(model: ModelProto) -> Iterator[NodeProto]:
     yield from model.graph.node
     for function in model.functions:
         yield from function.node
+
+
+def _cast_input(model: ModelProto, name: str) -> None:
+    cast = f"{name}.half"
+    for node in model.graph.node:
+        node.input[:] = [cast if i == name else i for i in node.input]
+    to = TensorProto.FLOAT16
+    model.graph.node.insert(0, helper.make_node("Cast", [name], [cast], cast, to=to))
 
 
 def _to_half(tensor: TensorProto) -> None:

@@ -7,6 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal, Protocol, get_args
 
+import numpy as np
+
 from fastrestore.arrays import F32, U8
 from fastrestore.errors import InputError, ModelError
 from fastrestore.spec import ModelSpec, read_spec
@@ -38,6 +40,12 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free what the backend holds; it cannot run afterwards."""
+
+
+def blank_batch(shape: tuple[int, int, int]) -> tuple[U8, U8, U8, F32]:
+    """Return frame, mask, state and sigma of zeros for `(N, H, W)`."""
+    frame, mask, state = (np.zeros((*shape, c), np.uint8) for c in (3, 1, 4))
+    return frame, mask, state, np.zeros(shape[0], np.float32)
 
 
 def weights_folder() -> Path:

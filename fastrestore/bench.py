@@ -1,26 +1,22 @@
-"""Timers and the report of a measurement. What is measured, and how far it reaches:
+"""Timers and the report of a measurement, at three levels that are never mixed in one figure.
 
 - `backend`: a loaded model alone, padded uint8 batch in, uint8 batch out.
 - `host`: one picture through the whole restorer, host memory to host memory.
 - `frames`: a stream of frames through the restorer's video call, without decoder and encoder.
 
-The levels are never mixed in one figure. Wall time says what a user waits; processor time (all
-threads of this process) is kept beside it: on a busy machine the first moves by a factor of two
-or three, the second by a tenth. Warm-up 200 ms, at least 3 s and 10 calls, percentiles 90, 95
-and 99 are the terms of TensorRT's own timing tool, so that figures can be put side by side.
+Wall time says what a user waits; processor time (all threads of this process) is kept beside it:
+on a busy machine the first moves by a factor of two or three, the second by a tenth. Warm-up,
+least duration and percentiles are those of TensorRT's own timing tool.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -28,7 +24,7 @@ import numpy as np
 from fastrestore.arrays import F64, U8
 from fastrestore.backend import Backend
 from fastrestore.environment import is_busy
-from fastrestore.errors import InputError, ModelError, OutputError
+from fastrestore.errors import InputError, ModelError
 
 SCHEMA = 1
 MAX_SAMPLES = 5000
@@ -55,6 +51,7 @@ class Samples(NamedTuple):
 
 
 Timer = Callable[[Callable[[], object]], Samples]
+Times = tuple[F64, F64]  # wall and processor, ms
 
 
 class Labels(NamedTuple):
@@ -90,29 +87,29 @@ class Percentiles:
         if len(samples_ms) == 0:
             raise InputError("no samples: nothing was timed")
         x = np.asarray(samples_ms, np.float64)
-        marks = [float(v) for v in np.percentile(x, (0, 50, 90, 95, 99, 100))]
+        low, p50, p90, p95, p99, high = np.percentile(x, (0, 50, 90, 95, 99, 100)).tolist()
         mean = float(x.mean())
         std = float(x.std(ddof=1)) if x.size > 1 else 0.0
-        return cls(x.size, *marks, mean, std, std / mean if mean > 0 else 0.0)
+        cv = std / mean if mean > 0 else 0.0
+        return cls(x.size, low, p50, p90, p95, p99, high, mean, std, cv)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One measured line of a report.
-
-    Attributes:
-        level: What lies between two readings of the clock: see the module.
-        labels: What ran.
-        shape: Of the input: `(N, H, W, 3)`, or `(H, W, 3)` of a picture or frame.
-        samples: All times.
-        fps: Pictures or frames a second; None for a batch, whose pictures arrive together.
-    """
+    """One measured line; `shape` is the input's `(N, H, W, 3)`, or a picture's `(H, W, 3)`."""
 
     level: Level
     labels: Labels
     shape: tuple[int, ...]
     samples: Samples
-    fps: float | None
+
+    @property
+    def fps(self) -> float | None:
+        """Pictures a second at p50; all frames over the whole time; None for a batch."""
+        x = self.samples.wall_ms
+        if self.level == "frames":
+            return 1e3 * len(x) / sum(x)
+        return None if self.shape[:-3] not in ((), (1,)) else 1e3 / Percentiles.of(x).p50
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values: labels, summaries and at most `MAX_SAMPLES` samples of each kind."""
@@ -127,13 +124,6 @@ class Run:
             "samples_ms": self.samples.wall_ms[:MAX_SAMPLES],
             "cpu_samples_ms": self.samples.cpu_ms[:MAX_SAMPLES],
         }
-
-    def warnings(self) -> Iterator[str]:
-        """Yield what makes this run doubtful."""
-        cv = Percentiles.of(self.samples.wall_ms).cv
-        if cv > UNSTABLE_CV:
-            size = "x".join(map(str, self.shape))
-            yield f"{self.level} {self.labels.backend} {size}: unstable, cv {cv:.2f}"
 
 
 def time_calls(
@@ -151,8 +141,8 @@ def time_calls(
         fn: What is timed; its result is dropped.
         warm_up_s: Calls before the first sample go on for this long; at least one is made.
         min_s: Sampling goes on for at least this long.
-        min_n: Calls to sample at least.
-        max_n: Calls to sample at most, whatever `min_s`.
+        min_n: Calls to sample at least, however long they take.
+        max_n: Calls to sample at most, however short they are.
         clock: Replaces the clocks, for tests.
 
     Raises:
@@ -206,8 +196,7 @@ def bench_backend(
     _, state = backend.run(frame, mask, np.zeros((n, height, width, 4), np.uint8), sigma)
     samples = timer(lambda: backend.run(frame, mask, state, sigma))
     labels = Labels(backend.name, backend.spec.name, precision)
-    fps = _single_stream_fps(samples) if n == 1 else None
-    return Run("backend", labels, frame.shape, samples, fps)
+    return Run("backend", labels, frame.shape, samples)
 
 
 def bench_host(
@@ -220,14 +209,13 @@ def bench_host(
         image: uint8 RGB `(H, W, 3)`.
         mask: uint8 `(H, W)`, 1 = hole, or None = clean the whole picture.
         labels: What runs.
-        timer: `time_calls`, or a partial of it with other limits.
+        timer: As `bench_backend` takes it.
 
     Raises:
         ModelError: The restorer returns something else than a picture of the same size.
     """
-    _same_kind(restorer(image, mask), image)
-    samples = timer(lambda: restorer(image, mask))
-    return Run("host", labels, image.shape, samples, _single_stream_fps(samples))
+    _expect(restorer(image, mask), image.shape, "restorer")
+    return Run("host", labels, image.shape, timer(lambda: restorer(image, mask)))
 
 
 def bench_frames(
@@ -240,8 +228,7 @@ def bench_frames(
 ) -> Run:
     """Time a stream: the interval from each restored frame to the next.
 
-    `fps` is all frames over the whole time, so that frames which come out in bursts are not
-    flattered. Making the frames counts too: give them ready in memory.
+    The run's `fps` does not flatter bursts. Making the frames counts too: give them ready.
 
     Args:
         video: Called once with an iterator of frames; its result is read to the end.
@@ -265,32 +252,19 @@ def bench_frames(
     at = [(wall(), cpu())]
     for restored in video(source()):
         at.append((wall(), cpu()))
-        if restored.dtype != np.uint8 or restored.shape != shapes[0]:
-            raise ModelError(f"video: {restored.dtype} {restored.shape} came out, not {shapes[0]}")
+        _expect(restored, shapes[0], "video")
     made = len(at) - 1
     if made != len(shapes):
         raise ModelError(f"video: {len(shapes)} frames in, {made} out; nothing to be timed")
-    counted = at[warm_up_frames:]
-    if len(counted) < 2:
+    if made <= warm_up_frames:
         raise InputError(f"video: {made} frames, {warm_up_frames} are warm-up; give a longer clip")
-    steps = list(zip(counted, counted[1:], strict=False))
-    wall_ms = [1e3 * (after[0] - before[0]) for before, after in steps]
-    cpu_ms = [1e3 * (after[1] - before[1]) for before, after in steps]
-    seconds = counted[-1][0] - counted[0][0]
-    fps = len(steps) / seconds if seconds > 0 else None
-    return Run("frames", labels, shapes[0], Samples(wall_ms, cpu_ms), fps)
+    samples = Samples(*(1e3 * np.diff(at[warm_up_frames:], axis=0)).T.tolist())
+    return Run("frames", labels, shapes[0], samples)
 
 
-def _single_stream_fps(samples: Samples) -> float | None:
-    p50 = Percentiles.of(samples.wall_ms).p50
-    return 1e3 / p50 if p50 > 0 else None
-
-
-def _same_kind(restored: U8, image: U8) -> None:
-    if restored.dtype != np.uint8 or restored.shape != image.shape:
-        raise ModelError(
-            f"restorer: {restored.dtype} {restored.shape} came out, not uint8 {image.shape}"
-        )
+def _expect(restored: U8, shape: tuple[int, ...], who: str) -> None:
+    if restored.dtype != np.uint8 or restored.shape != shape:
+        raise ModelError(f"{who}: {restored.dtype} {restored.shape} came out, not uint8 {shape}")
 
 
 def _hash_noise(shape: tuple[int, ...]) -> U8:
@@ -301,72 +275,41 @@ def _hash_noise(shape: tuple[int, ...]) -> U8:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All runs of one measurement with the machine they ran on.
+    """All runs of one measurement, and the machine they ran on.
 
-    Attributes:
-        env: `fastrestore.environment.describe()`, called **before** the runs: afterwards the
-            load average is the measurement's own.
-        runs: In the order they were made.
-        warnings: More than the environment and the runs say themselves.
+    `env` is `fastrestore.environment.describe()`, called **before** the runs: afterwards the load
+    average is the measurement's own.
     """
 
     env: Mapping[str, Any]
     runs: Sequence[Run]
-    warnings: Sequence[str] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON values; `warnings` has those of the environment and the runs as well."""
-        of_runs = [text for run in self.runs for text in run.warnings()]
+        of_runs = []
+        for run in self.runs:
+            cv = Percentiles.of(run.samples.wall_ms).cv
+            if cv > UNSTABLE_CV:
+                size = "x".join(map(str, run.shape))
+                of_runs.append(f"{run.level} {run.labels.backend} {size}: unstable, cv {cv:.2f}")
         return {
             "schema": SCHEMA,
             "env": dict(self.env),
             "runs": [run.to_dict() for run in self.runs],
-            "warnings": [*self.env.get("warnings", ()), *of_runs, *self.warnings],
+            "warnings": [*self.env.get("warnings", ()), *of_runs],
         }
 
-    def write(self, path: Path) -> None:
-        """Write the report as JSON, whole or not at all.
-
-        Raises:
-            OutputError: The file cannot be written.
-        """
-        text = json.dumps(self.to_dict(), indent=1) + "\n"
-        part = None
-        try:
-            handle, part = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.replace(part, path)
-        except OSError as e:
-            if part is not None:
-                with suppress(OSError):
-                    os.unlink(part)
-            raise OutputError(f"{path}: cannot be written ({e.strerror})") from e
-
-
-def load_report(path: Path) -> dict[str, Any]:
-    """Read a report that `Report.write` made.
-
-    Raises:
-        InputError: Unreadable, not JSON, or not a report of this schema.
-    """
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise InputError(f"{path}: cannot be read ({e.strerror})") from e
-    except ValueError as e:
-        raise InputError(f"{path}: not JSON ({e})") from e
-    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
-        raise InputError(f"{path}: not a bench report of schema {SCHEMA}; make it with `bench`")
-    return report
+    def to_json(self) -> str:
+        """Return the report's text."""
+        return json.dumps(self.to_dict(), indent=1) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Two reports on the same thing: p50 of b over p50 of a, below 1 = b is faster.
+    """One run in two reports: `ratio` = p50 of b over p50 of a, below 1 = b is faster.
 
-    `low` and `high` bound the ratio with 95 %; `cpu_ratio` is the same of processor time. Fields
-    that need both reports are None where one lacks the run.
+    `low` and `high` bound the ratio with 95 %; `cpu_ratio` is the same of processor time, None
+    where the clock saw none. What needs both reports is None where one lacks the run.
     """
 
     run: str
@@ -387,25 +330,70 @@ def compare(
     resamples: int = 2000,
     rng: np.random.Generator | None = None,
 ) -> list[Row]:
-    """Compare two reports, run by run; runs of equal labels and shape are pooled.
+    """Compare two reports as `Report.to_dict` makes them; equal runs of a report are pooled.
 
     The interval is a circular block bootstrap (blocks of n^(1/3) calls: neighbours in time share
     the machine's mood). It covers the scatter inside the runs, not what changed between them.
 
     Args:
-        a: A report as `load_report` returns it.
-        b: Another.
+        a: A report read from JSON.
+        b: The report it is compared with.
         busy_ok: Compare although one was made on a busy machine.
         resamples: Bootstrap samples.
         rng: None = seed 0: the same files give the same interval.
 
     Raises:
-        InputError: Made on a busy machine, or not reports.
+        InputError: Not a report, or made on a busy machine.
     """
-    for name, report in (("a", a), ("b", b)):
-        _refuse_busy(name, report, busy_ok)
     rng = np.random.default_rng(0) if rng is None else rng
-    of_a, of_b = _runs_by_key("a", a), _runs_by_key("b", b)
-    return [
-        _row(key, of_a.get(key), of_b.get(key), resamples, rng) for key in dict.fromkeys([*of_a, *of_b])
-    ]
+    of_a, of_b = (_samples_by_run(n, r, busy_ok) for n, r in (("a", a), ("b", b)))
+    runs = dict.fromkeys([*of_a, *of_b])  # the order of the reports, each run once
+    p50s = partial(_resampled_p50s, resamples=resamples, rng=rng)
+    return [_row(run, of_a.get(run), of_b.get(run), p50s) for run in runs]
+
+
+def _samples_by_run(name: str, report: Mapping[str, Any], busy_ok: bool) -> dict[str, Times]:
+    """Pool wall and processor times of a report by what was run."""
+    times: dict[str, list[F64]] = {}
+    try:
+        schema, env = report["schema"], report["env"]
+        load, cores = env["load_average"] or [0.0], env["usable_cores"]
+        busy = is_busy(load[0], cores)
+        for run in report["runs"]:
+            labels = [run[k] for k in ("level", *Labels._fields)]
+            key = " ".join([*labels, "x".join(map(str, run["shape"]))])
+            both = np.array([run["samples_ms"], run["cpu_samples_ms"]], np.float64)
+            times.setdefault(key, []).append(both)
+    except (KeyError, TypeError, IndexError, ValueError) as e:
+        raise InputError(f"report {name}: not made by `bench` ({type(e).__name__}: {e})") from e
+    if schema != SCHEMA:
+        raise InputError(f"report {name}: schema {schema}, this version reads {SCHEMA}")
+    if busy and not busy_ok:
+        raise InputError(f"report {name}: made at load {load[0]} on {cores} cores; repeat it idle")
+    pooled = {key: np.concatenate(parts, axis=1) for key, parts in times.items()}
+    for key, both in pooled.items():
+        if both.size == 0 or not both[0].min() > 0:
+            raise InputError(f"report {name}: {key}: times must be above 0 ms")
+    return {key: (both[0], both[1]) for key, both in pooled.items()}
+
+
+def _row(run: str, a: Times | None, b: Times | None, p50s: Callable[[F64], F64]) -> Row:
+    wall_a, wall_b = (None if x is None else float(np.median(x[0])) for x in (a, b))
+    if a is None or b is None or wall_a is None or wall_b is None:
+        alone: Verdict = "only in b" if a is None else "only in a"
+        return Row(run, wall_a, wall_b, None, None, None, None, alone)
+    ratios = p50s(b[0]) / p50s(a[0])
+    low, high = np.percentile(ratios, (2.5, 97.5)).tolist()
+    cpu_a, cpu_b = float(np.median(a[1])), float(np.median(b[1]))
+    verdict: Verdict = "b is faster" if high < 1 else "b is slower" if low > 1 else "no difference"
+    cpu_ratio = cpu_b / cpu_a if cpu_a > 0 else None
+    return Row(run, wall_a, wall_b, wall_b / wall_a, low, high, cpu_ratio, verdict)
+
+
+def _resampled_p50s(times: F64, resamples: int, rng: np.random.Generator) -> F64:
+    block = max(1, round(times.size ** (1 / 3)))
+    p50s = np.empty(resamples)
+    for i in range(resamples):
+        starts = rng.integers(0, times.size, (-(-times.size // block), 1))
+        p50s[i] = np.median(times[(starts + np.arange(block)).ravel()[: times.size] % times.size])
+    return p50s

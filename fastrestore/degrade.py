@@ -85,7 +85,7 @@ def add_noise(image: U8, sigma: float, rng: np.random.Generator, kind: str = "ga
         return image.copy()
     x = image.astype(np.float64)
     if kind == "gaussian":
-        x += rng.normal(0, sigma, image.shape)
+        x = x + rng.normal(0, sigma, image.shape)
     else:
         gain = sigma**2 / 127.5  # grey levels per photon
         x = rng.poisson(x / gain) * gain

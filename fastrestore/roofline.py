@@ -65,16 +65,13 @@ class Board:
 # data sheet (40 sparse TOPS at 625 MHz, 68 GB/s) and its Super mode (67 sparse TOPS at 1020 MHz,
 # 102 GB/s). Sparse figures are halved; Orin's FP16 is half of its INT8, and its CUDA-core FP16 is
 # twice the FP32 figure: cores * 2 * 2 * clock.
-BOARDS = {
-    b.name: b
-    for b in (
-        Board("H100 SXM", 989, 1979, 134, 3350, 50, 1.5),
-        Board("RTX 4090", 165, 660, 83, 1008, 72, 1.5),
-        Board("AGX Orin 64 GB", 42.5, 85, 10.6, 204.8, 4, 3.0),
-        Board("Orin Nano Super 8 GB", 16.7, 33.5, 4.2, 102, 2, 4.0),
-        Board("Orin Nano 8 GB", 10, 20, 2.5, 68, 2, 4.0),
-    )
-}
+BOARDS = (
+    Board("H100 SXM", 989, 1979, 134, 3350, 50, 1.5),
+    Board("RTX 4090", 165, 660, 83, 1008, 72, 1.5),
+    Board("AGX Orin 64 GB", 42.5, 85, 10.6, 204.8, 4, 3.0),
+    Board("Orin Nano Super 8 GB", 16.7, 33.5, 4.2, 102, 2, 4.0),
+    Board("Orin Nano 8 GB", 10, 20, 2.5, 68, 2, 4.0),
+)
 
 
 class Kernel(NamedTuple):
@@ -153,9 +150,9 @@ def _network(
 
 
 def _touches_finest(conv: Conv, height: int) -> bool:
-    """Say whether the convolution reads or writes level 0, where INT8 costs quality."""
+    """Say whether it reads or writes level 0, as stem and head do: INT8 costs quality there."""
     rows = conv.height * (conv.stride if conv.role == "down" else 1)
-    return conv.role in ("stem", "head") or rows == height // UNSHUFFLE
+    return rows == height // UNSHUFFLE
 
 
 def _matrix(conv: Conv) -> tuple[int, int]:

@@ -13,7 +13,8 @@ from fastrestore.degrade import make_mask
 from fastrestore.errors import InputError
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
-_KINDS = (("freeform", 0.6), ("rects", 0.25), ("grid", 0.1), ("thin", 0.05))
+_KINDS = ["freeform", "rects", "grid", "thin"]
+_SHARES = [0.6, 0.25, 0.1, 0.05]
 
 
 class Batch(NamedTuple):
@@ -113,10 +114,9 @@ class Sampler:
         self.pictures, self.rng, self.crop = pictures, rng, crop
         self.noisy, self.max_sigma = noisy, max_sigma
         masks = np.random.default_rng(crop)  # not self.rng: a resumed run makes the same bank
-        names, shares = zip(*_KINDS, strict=True)
         self.bank = []
         for _ in range(bank):
-            kind = str(masks.choice(names, p=shares))
+            kind = str(masks.choice(_KINDS, p=_SHARES))
             ratio = masks.uniform(0.03, min(max_ratio, 0.2 if kind == "thin" else 1.0))
             cell = int(masks.choice([8, 16, 32]))
             self.bank.append(make_mask(kind, masks, 2 * crop, 2 * crop, ratio, cell))

@@ -98,7 +98,7 @@ def train(config: TrainConfig, folder: Path, progress: Progress | None = None) -
         if not math.isfinite(loss.item()):
             save(run, folder)
             raise InputError(f"step {run.step}: the loss is {loss.item()}; the last state is saved")
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         update(run)
 
         run.step, run.crops = run.step + 1, run.crops + n

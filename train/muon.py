@@ -34,7 +34,8 @@ def orthogonalise(matrix: Tensor, iterations: int = 5) -> Tensor:
         if i + 1 < iterations:
             s = p @ s @ p
     x = x if total is None else total @ x
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
+    result: Tensor = x.T if matrix.shape[0] > matrix.shape[1] else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):

@@ -96,7 +96,7 @@ def bypass_losses(net: Generator, cases: list[Case]) -> dict[str, float]:
     net.middle = middle
     for name, levels in (("encoder", net.encoder), ("decoder", net.decoder)):
         for i, blocks in enumerate(levels):
-            if len(blocks):
+            if any(True for _ in blocks.children()):
                 levels[i] = nn.Sequential()
                 lost[f"{name}.{i}"] = round(whole - mean_psnr(net, cases), 3)
                 levels[i] = blocks

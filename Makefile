@@ -1,0 +1,51 @@
+# `make demo` restores sample pictures (core only, no torch); `make test` runs all that CI runs.
+# Each sets itself up. PYTHON=python3.12 picks the interpreter; TORCH_INDEX=URL adds an index
+# with PyTorch's CPU wheels.
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+export PYTHON TORCH_INDEX VENV
+
+# Training: where the pictures are, how long, which preset and track.
+DATA ?= ../shared/data/train
+MINUTES ?= 60
+PRESET ?= tiny
+TRACK ?= free
+RUNS ?= runs
+free_DATA := --data $(DATA)/free_photos=0.6 --data $(DATA)/free_faces=0.4
+research_DATA := --data $(DATA)/faces=0.9 --data $(DATA)/general=0.1
+
+.PHONY: demo test check lint types table train-cpu gpu-train gpu-check links venv-core venv-dev clean
+demo: venv-core
+	@$(RUN) -m fastrestore demo --output demo
+test: venv-dev
+	@OMP_NUM_THREADS=1 FASTRESTORE_REQUIRE=torch,onnx $(RUN) -m pytest $(ARGS)
+check: lint types test
+lint: venv-dev
+	@$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+types: venv-dev
+	@$(RUN) -m mypy
+table: venv-dev
+	@OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_quality.py $(ARGS)
+train-cpu: venv-dev
+	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(RUN) -m fastrestore train \
+	  --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) --minutes $(MINUTES) \
+	  --output $(RUNS)/$(PRESET)-$(TRACK) $(ARGS)
+gpu-train: venv-dev
+	@$(RUN) -m fastrestore train --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) \
+	  --minutes $(MINUTES) --device cuda --batch 64 --output $(RUNS)/$(PRESET)-$(TRACK)-gpu $(ARGS)
+gpu-check: venv-dev
+	@$(RUN) -m pytest -m gpu --runslow $(ARGS)
+venv-core: links
+	@.ci/venv core
+venv-dev: links
+	@.ci/venv dev
+# fastrestore/{kernels,export,train} are relative links, committed. Made again here if a zip
+# download or a checkout without link support lost them.
+links:
+	@for p in kernels export train; do \
+	  [ -d fastrestore/$$p ] || { rm -f fastrestore/$$p; ln -s ../$$p fastrestore/$$p; }; done
+clean:
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis demo

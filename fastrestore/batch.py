@@ -1,0 +1,273 @@
+"""What `restore` does with many inputs: which file goes where, with which mask, and what failed."""
+
+from __future__ import annotations
+
+import glob
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastrestore.arrays import U8
+from fastrestore.errors import FastRestoreError, InputError, OutputError
+from fastrestore.images import (
+    PICTURE_SUFFIXES,
+    Picture,
+    is_picture,
+    read_picture,
+    write_picture,
+)
+from fastrestore.masks import grow, mask_from_alpha, mask_from_colour, parse_colour, read_mask
+from fastrestore.restore import Restorer, Sigma
+from fastrestore.video import VIDEO_SUFFIXES, is_video, probe, restore_video
+
+Progress = Callable[[int, int | None, float], None]  # frames done, frames in all, frames/s
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One input and where its result goes."""
+
+    source: Path
+    target: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one job.
+
+    Attributes:
+        job: The job.
+        seconds: Wall time.
+        size: Width and height, px; (0, 0) if it failed.
+        frames: Frames written, 1 for a picture.
+        notes: Things the user should know: streams dropped, an empty mask.
+        error: Why it failed, or None.
+    """
+
+    job: Job
+    seconds: float
+    size: tuple[int, int] = (0, 0)
+    frames: int = 0
+    notes: list[str] = field(default_factory=list)
+    error: FastRestoreError | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of one line of `--json`."""
+        out: dict[str, Any] = {
+            "input": str(self.job.source),
+            "output": None if self.error else str(self.job.target),
+            "width": self.size[0],
+            "height": self.size[1],
+            "frames": self.frames,
+            "ms": round(1e3 * self.seconds, 1),
+            "notes": self.notes,
+            "error": None,
+        }
+        if self.error:
+            out["error"] = {"code": self.error.exit_code, "message": str(self.error)}
+        return out
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How every input is restored.
+
+    Attributes:
+        mask: Path of a mask file or folder, `alpha`, or None.
+        mask_colour: `#rrggbb` that marks damage in the picture itself, or None.
+        invert: Black = repair in mask files.
+        grow_px: Widening of the hole.
+        sigma: Noise to remove; see `Restorer`.
+        max_pixels: Largest picture or frame.
+        quality: Of lossy pictures, 1-100.
+        crf: Of x264 and VP9.
+        codec: Video encoder, or None for the container's default.
+        overwrite: Replace outputs that exist.
+    """
+
+    mask: str | None = None
+    mask_colour: str | None = None
+    invert: bool = False
+    grow_px: int = 1
+    sigma: Sigma = None
+    max_pixels: int = 100_000_000
+    quality: int = 95
+    crf: int = 17
+    codec: str | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse contradictions before any file is read."""
+        if self.mask and self.mask_colour:
+            raise InputError("give either a mask or a mask colour, not both")
+        if self.mask == "auto":
+            raise InputError("--mask auto: there is no damage detector yet; give a mask file")
+        if self.mask not in (None, "alpha") and not Path(str(self.mask)).exists():
+            raise InputError(f"{self.mask}: no such mask file or folder")
+        if self.mask_colour:
+            parse_colour(self.mask_colour)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether only holes are restored."""
+        return bool(self.mask or self.mask_colour)
+
+
+def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
+    """Turn the command line's inputs into jobs, in order.
+
+    Folders give the pictures and videos directly inside, by name; patterns are expanded. Without
+    an output the result lies beside its input as `NAME.restored.EXT`. Several inputs, or a
+    folder, need a folder as output.
+
+    Raises:
+        InputError: Nothing found, two inputs with one output, or an output that is its input.
+    """
+    names = list(inputs)
+    sources: list[Path] = []
+    for name in names:
+        sources += _expand(name)
+    many = len(sources) > 1 or any(Path(n).is_dir() for n in names)
+    out = Path(output) if output else None
+    as_folder = out is not None and (many or out.is_dir() or (output or "").endswith(("/", "\\")))
+    if out is not None and as_folder and out.is_file():
+        raise InputError(f"{out}: is a file, but {len(sources)} inputs need a folder")
+    jobs: list[Job] = []
+    taken: dict[Path, Path] = {}
+    for source in sources:
+        if out is None:
+            target = source.with_name(f"{source.stem}.restored{source.suffix}")
+        else:
+            target = out / source.name if as_folder else out
+        key = target.resolve()
+        if key == source.resolve():
+            raise InputError(f"{source}: the output would replace the input; choose another -o")
+        if key in taken:
+            raise InputError(f"{source}: would be written to {target}, as {taken[key]} would")
+        taken[key] = source
+        jobs.append(Job(source, target))
+    return jobs
+
+
+def _expand(name: str) -> list[Path]:
+    path = Path(name)
+    if path.is_dir():
+        found = sorted(p for p in path.iterdir() if p.is_file() and (is_picture(p) or is_video(p)))
+        if not found:
+            raise InputError(f"{name}: no pictures or videos in this folder")
+        return found
+    if not path.exists() and glob.has_magic(name):
+        found = sorted(Path(p) for p in glob.glob(name))
+        if not found:
+            raise InputError(f"{name}: matches no file")
+        return found
+    return [path]
+
+
+def run(job: Job, restorer: Restorer, options: Options, progress: Progress | None) -> Outcome:
+    """Restore one input; a deliberate error becomes part of the outcome, others propagate."""
+    began = time.perf_counter()
+    try:
+        _check_target(job, options)
+        work = _video if is_video(job.source) else _picture
+        size, frames, notes = work(job, restorer, options, progress)
+        return Outcome(job, time.perf_counter() - began, size, frames, notes)
+    except FastRestoreError as e:
+        return Outcome(job, time.perf_counter() - began, error=e)
+
+
+def exit_code(outcomes: list[Outcome]) -> int:
+    """0 if all went well, 1 if some failed, the errors' own code if all did."""
+    failed = [o.error.exit_code for o in outcomes if o.error]
+    if not failed:
+        return 0
+    return 1 if len(failed) < len(outcomes) else max(failed)
+
+
+def _check_target(job: Job, options: Options) -> None:
+    suffix = job.target.suffix.lower()
+    known = VIDEO_SUFFIXES if is_video(job.source) else PICTURE_SUFFIXES
+    if suffix not in known:
+        what = "video" if is_video(job.source) else "picture"
+        raise InputError(f"{job.target}: not a {what} name; known: {' '.join(sorted(known))}")
+    if job.target.exists() and not options.overwrite:
+        raise OutputError(f"{job.target}: exists; use --overwrite or --skip-existing")
+    try:
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{job.target.parent}: cannot be made ({e.strerror})") from e
+
+
+def _picture(
+    job: Job, restorer: Restorer, options: Options, _progress: Progress | None
+) -> tuple[tuple[int, int], int, list[str]]:
+    picture = read_picture(job.source, options.max_pixels)
+    h, w = picture.rgb.shape[:2]
+    mask = find_mask(job.source, picture.rgb, options, picture)
+    notes = _empty_note(mask, options)
+    restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+    write_picture(job.target, picture, restored, quality=options.quality)
+    return (w, h), 1, notes
+
+
+def _video(
+    job: Job, restorer: Restorer, options: Options, progress: Progress | None
+) -> tuple[tuple[int, int], int, list[str]]:
+    info = probe(job.source, options.max_pixels)
+    if options.mask == "alpha" or options.mask_colour:
+        raise InputError(f"{job.source}: a video needs a mask file, not alpha or a colour")
+    mask = None
+    if options.mask:
+        mask = _mask_file(job.source, (info.height, info.width), options)
+    notes = _empty_note(mask, options)
+    restorer.reset()
+
+    def step(frame: U8) -> U8:
+        return restorer.frame(frame, mask, sigma=options.sigma, grow_px=options.grow_px)
+
+    changed = None if mask is None or options.sigma else grow(mask, options.grow_px)
+    report = restore_video(
+        job.source,
+        job.target,
+        step,
+        mask=changed,
+        overwrite=options.overwrite,
+        progress=progress,
+        crf=options.crf,
+        codec=options.codec,
+        max_pixels=options.max_pixels,
+    )
+    return (info.width, info.height), report.frames, notes + report.notes
+
+
+def find_mask(source: Path, rgb: U8, options: Options, picture: Picture | None) -> U8 | None:
+    """Return the mask of one picture, uint8 `(H, W)`, 1 = hole; None where none is asked for."""
+    if options.mask_colour:
+        return mask_from_colour(rgb, options.mask_colour)
+    if options.mask == "alpha":
+        if picture is None or picture.alpha is None:
+            raise InputError(f"{source}: has no alpha channel; give a mask file")
+        return mask_from_alpha(picture)
+    if options.mask is None:
+        return None
+    h, w = rgb.shape[:2]
+    return _mask_file(source, (h, w), options)
+
+
+def _mask_file(source: Path, size: tuple[int, int], options: Options) -> U8:
+    path = Path(str(options.mask))
+    if path.is_dir():
+        found = [p for p in sorted(path.iterdir()) if p.stem == source.stem and is_picture(p)]
+        if not found:
+            raise InputError(f"{source}: no mask named {source.stem}.* in {path}")
+        path = found[0]
+    return read_mask(path, size, options.invert, options.max_pixels)
+
+
+def _empty_note(mask: U8 | None, options: Options) -> list[str]:
+    if mask is None or mask.any():
+        return []
+    change = "only noise is removed" if options.sigma else "nothing is changed"
+    return [f"the mask is empty: {change}"]

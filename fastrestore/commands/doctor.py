@@ -1,0 +1,29 @@
+"""`fastrestore doctor`."""
+
+from __future__ import annotations
+
+import click
+
+_MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+
+
+@click.command("doctor")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
+def command(as_json: bool) -> int:
+    r"""Check this installation: packages, models, backends, codecs. Exit code 4 if one fails.
+
+    \b
+    fastrestore doctor
+    fastrestore doctor --json
+    """
+    from fastrestore.doctor import checks, to_json, worst
+
+    found = checks()
+    if as_json:
+        click.echo(to_json(found), nl=False)
+    else:
+        for c in found:
+            click.echo(f"{_MARKS[c.status]}  {c.name}: {c.detail}")
+            if c.mend:
+                click.echo(f"      {c.mend}")
+    return 4 if worst(found) == "fail" else 0

@@ -1,0 +1,75 @@
+"""Options that several commands share, and the progress display."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def model_options(command: F) -> F:
+    """Add `--model`, `--backend` and `--threads`."""
+    for option in (
+        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [all usable]"),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "ort", "openvino"]),
+            default="auto",
+            show_default=True,
+            help="What runs the model; auto takes OpenVINO where it is installed.",
+        ),
+        click.option(
+            "--model",
+            default="tiny",
+            show_default=True,
+            metavar="NAME|FILE",
+            help="tiny, nano, or an .onnx made by `fastrestore export`.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+class SigmaType(click.ParamType[Any]):
+    """A noise level from 0 to 254, or `auto`."""
+
+    name = "sigma"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | str:
+        """Parse the command line's text."""
+        if value == "auto":
+            return "auto"
+        try:
+            sigma = float(value)
+        except (TypeError, ValueError):
+            self.fail(f"{value!r} is neither a number nor 'auto'", param, ctx)
+        if not 0 <= sigma < 255:
+            self.fail(f"{value} is not from 0 to 254", param, ctx)
+        return sigma
+
+
+@contextmanager
+def progress_bar(quiet: bool) -> Iterator[Progress]:
+    """Show a bar on stderr, in a terminal only; nothing when quiet."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[figures]}", markup=False),
+        TimeRemainingColumn(),
+    )
+    hidden = quiet or not console.is_terminal
+    with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+        yield bar

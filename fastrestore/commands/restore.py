@@ -1,0 +1,172 @@
+"""`fastrestore restore`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+from fastrestore.commands.options import SigmaType, model_options, progress_bar
+from fastrestore.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from fastrestore.batch import Job, Options, Outcome
+    from fastrestore.restore import Restorer
+
+
+@click.command("restore", no_args_is_help=True)
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--output", metavar="PATH", help="File, or folder for several inputs.")
+@click.option("--mask", metavar="FILE|DIR|alpha", help="White = repair. A folder goes by name.")
+@click.option("--mask-color", metavar="#RRGGBB", help="Repair every pixel of this colour.")
+@click.option("--invert-mask", is_flag=True, help="Black = repair.")
+@click.option(
+    "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
+)
+@click.option(
+    "--clean",
+    type=SigmaType(),
+    is_flag=False,
+    flag_value="auto",
+    metavar="[SIGMA]",
+    help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
+)
+@click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
+@click.option("--crf", type=click.IntRange(0, 63), default=17, show_default=True, help="Of video.")
+@click.option("--codec", help="Video encoder, for example ffv1 in .mkv.")
+@click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True)
+@click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option("--skip-existing", is_flag=True, help="Leave results that exist alone.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout.")
+@click.option("-q", "--quiet", is_flag=True, help="Errors only.")
+@model_options
+def command(
+    inputs: tuple[str, ...],
+    output: str | None,
+    mask: str | None,
+    mask_color: str | None,
+    invert_mask: bool,
+    grow: int,
+    clean: float | str | None,
+    quality: int,
+    crf: int,
+    codec: str | None,
+    max_pixels: int,
+    overwrite: bool,
+    skip_existing: bool,
+    as_json: bool,
+    quiet: bool,
+    model: str,
+    backend: str,
+    threads: int | None,
+) -> int:
+    r"""Restore pictures, folders and videos.
+
+    With a mask only what it marks changes, every other pixel stays as it was. Without one,
+    noise is estimated and removed. `-` reads a picture from stdin; `-o -` writes PNG to stdout.
+
+    \b
+    fastrestore restore photo.jpg --mask holes.png
+    fastrestore restore scans/ -o clean/ --mask masks/
+    fastrestore restore clip.mp4 -o clip.mkv --mask logo.png
+    fastrestore restore noisy.png --clean 20
+    """
+    from fastrestore.batch import Options, collect, exit_code, run
+    from fastrestore.restore import Restorer
+
+    options = Options(
+        mask=mask,
+        mask_colour=mask_color,
+        invert=invert_mask,
+        grow_px=grow,
+        sigma=clean if clean in (None, "auto") else float(str(clean)),  # type: ignore[arg-type]
+        max_pixels=max_pixels,
+        quality=quality,
+        crf=crf,
+        codec=codec,
+        overwrite=overwrite,
+    )
+    if "-" in inputs or output == "-":
+        _pipe(inputs, output, options, model, backend, threads)
+        return 0
+    jobs = collect(inputs, output)
+    if skip_existing:
+        jobs = [j for j in jobs if not j.target.exists()]
+    outcomes: list[Outcome] = []
+    with Restorer(model, backend=backend, threads=threads) as restorer, progress_bar(quiet) as bar:
+        for i, job in enumerate(jobs):
+            head = f"{i + 1}/{len(jobs)} {job.source.name}"
+            outcome = run(job, restorer, options, _frames(bar, head))
+            outcomes.append(outcome)
+            _say(outcome, as_json, quiet)
+    if len(jobs) > 1 and not quiet:
+        failed = sum(o.error is not None for o in outcomes)
+        click.echo(f"{len(jobs) - failed} restored, {failed} failed", err=True)
+    return exit_code(outcomes)
+
+
+def _frames(bar: Progress, head: str) -> Callable[[int, int | None, float], None]:
+    """Make the callback that shows one input's frames."""
+    for task in bar.task_ids:
+        bar.remove_task(task)
+    task = bar.add_task(head, total=None, figures="")
+
+    def show(done: int, total: int | None, fps: float) -> None:
+        figures = f"{done}/{total or '?'} frames, {fps:.1f} fps"
+        bar.update(task, completed=done, total=total, figures=figures)
+
+    return show
+
+
+def _say(outcome: Outcome, as_json: bool, quiet: bool) -> None:
+    job: Job = outcome.job
+    if as_json:
+        click.echo(json.dumps(outcome.to_json()))
+    if outcome.error:
+        click.echo(f"fastrestore: {outcome.error}", err=True)
+    elif not quiet:
+        w, h = outcome.size
+        frames = f", {outcome.frames} frames" if outcome.frames > 1 else ""
+        time = f"{outcome.seconds:.2f} s"
+        click.echo(f"{job.source} -> {job.target} ({w}x{h}{frames}, {time})", err=True)
+        for note in outcome.notes:
+            click.echo(f"  {note}", err=True)
+
+
+def _pipe(
+    inputs: tuple[str, ...],
+    output: str | None,
+    options: Options,
+    model: str,
+    backend: str,
+    threads: int | None,
+) -> None:
+    """Restore one picture from stdin, to stdout, or both."""
+    import tempfile
+    from pathlib import Path
+
+    from fastrestore.batch import find_mask
+    from fastrestore.images import encode_picture, read_picture, write_picture
+    from fastrestore.restore import Restorer
+
+    if len(inputs) > 1 or output is None:
+        raise InputError("stdin and stdout take one picture: fastrestore restore - -o -")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(inputs[0])
+        if inputs[0] == "-":
+            source = Path(folder) / "stdin"
+            source.write_bytes(sys.stdin.buffer.read())
+        picture = read_picture(source, options.max_pixels)
+    mask = find_mask(source, picture.rgb, options, picture)
+    with Restorer(model, backend=backend, threads=threads) as restorer:
+        restored: Restorer = restorer
+        out = restored(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+    if output == "-":
+        sys.stdout.buffer.write(encode_picture(picture, out, ".png"))
+    else:
+        write_picture(Path(output), picture, out, quality=options.quality)

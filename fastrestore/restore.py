@@ -1,0 +1,211 @@
+"""The Restorer: pictures and frames in, restored ones out, with any backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import numpy as np
+
+from fastrestore.arrays import F32, U8
+from fastrestore.backend import open_backend
+from fastrestore.errors import InputError
+from fastrestore.masks import as_mask, feather, grow
+from fastrestore.noise import estimate_sigma
+from fastrestore.spec import ModelSpec
+from fastrestore.tiles import LIMIT_PX, Region, plan
+
+Sigma = float | Literal["auto"] | None
+
+
+class Restorer:
+    """Restores pictures, and videos frame by frame, with one loaded model.
+
+    Not thread-safe: it keeps the state of the current video.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = "tiny",
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        limit_px: int = LIMIT_PX,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: A shipped model's name (`tiny`, `nano`) or the path of an ONNX file.
+            backend: `auto`, `ort` or `openvino`.
+            threads: CPU threads; None = as many as the process may use.
+            limit_px: Largest picture run in one piece; larger ones go in tiles.
+
+        Raises:
+            ModelError, MissingExtraError, InputError: See `open_backend`.
+        """
+        self._backend = open_backend(model, backend, threads)
+        self._limit_px = limit_px
+        self._state: U8 | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What the model says about itself."""
+        return self._backend.spec
+
+    @property
+    def backend(self) -> str:
+        """Name of the backend that runs."""
+        return self._backend.name
+
+    def __enter__(self) -> Restorer:
+        """Return the Restorer; `close` is called at the end of the block."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """Free the model."""
+        self._backend.close()
+
+    def reset(self) -> None:
+        """Forget the past: call it after a seek or a gap in a video."""
+        self._state = None
+
+    def __call__(
+        self, image: U8, mask: U8 | None = None, *, sigma: Sigma = None, grow_px: int = 0
+    ) -> U8:
+        """Restore one picture.
+
+        Args:
+            image: uint8 RGB, `(H, W, 3)`.
+            mask: uint8 or bool, `(H, W)`; nonzero = hole. None: there is no hole.
+            sigma: Noise to remove, on the 0-255 scale; 0 = known pixels stay, bit for bit;
+                "auto" = estimate it. None = 0 with a mask, "auto" without one.
+            grow_px: Widen the hole by this much and blend there, against halos.
+
+        Returns:
+            uint8 RGB, `(H, W, 3)`. At sigma 0 pixels outside the grown mask are the input's own.
+
+        Raises:
+            InputError: Wrong shape or dtype, sigma out of range, or a mask that leaves nothing.
+        """
+        hole, grown, noise = self._check(image, mask, sigma, grow_px)
+        restored, _ = self._step(image, grown, None, noise, self._plan(image, grown, noise))
+        return _composite(image, restored, hole, grown, noise)
+
+    def video(
+        self, frames: Iterable[U8], mask: U8 | None = None, *, sigma: Sigma = None, grow_px: int = 0
+    ) -> Iterator[U8]:
+        """Restore frames in order; the past of the video is used, and kept for the next call.
+
+        Args:
+            frames: uint8 RGB, `(H, W, 3)`, all of one size; another size forgets the past.
+            mask: Constant hole of the video, as in a single picture.
+            sigma: As for one picture; "auto" estimates it anew in every frame.
+            grow_px: As for one picture.
+        """
+        for frame in frames:
+            yield self.frame(frame, mask, sigma=sigma, grow_px=grow_px)
+
+    def frame(
+        self, image: U8, mask: U8 | None = None, *, sigma: Sigma = None, grow_px: int = 0
+    ) -> U8:
+        """Restore the next frame of a video; see `video`."""
+        hole, grown, noise = self._check(image, mask, sigma, grow_px)
+        if self._state is not None and self._state.shape[:2] != image.shape[:2]:
+            self._state = None
+        regions = self._plan(image, grown, noise)
+        restored, self._state = self._step(image, grown, self._state, noise, regions)
+        return _composite(image, restored, hole, grown, noise)
+
+    def _check(
+        self, image: U8, mask: U8 | None, sigma: Sigma, grow_px: int
+    ) -> tuple[U8 | None, U8 | None, float]:
+        """Return the hole, the grown hole (None = no hole) and the noise to remove."""
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        if not (sigma is None or sigma == "auto" or 0 <= sigma < 255):
+            raise InputError(f"sigma must be 'auto' or from 0 to 254, got {sigma}")
+        hole = None if mask is None else as_mask(mask, image.shape[:2])
+        grown = None if hole is None else grow(hole, grow_px)
+        if grown is not None and grown.all():
+            raise InputError("the mask covers the whole picture: nothing is left to restore from")
+        if sigma == "auto" or (sigma is None and mask is None):
+            return hole, grown, estimate_sigma(image, grown)
+        return hole, grown, float(sigma or 0)
+
+    def _plan(self, image: U8, mask: U8 | None, sigma: float) -> list[Region]:
+        h, w = image.shape[:2]
+        if sigma == 0 and mask is None:
+            return []
+        return plan(h, w, mask if sigma == 0 else None, self.spec, self._limit_px)
+
+    def _step(
+        self, image: U8, mask: U8 | None, state: U8 | None, sigma: float, regions: list[Region]
+    ) -> tuple[U8, U8]:
+        """Run every region; what no region keeps stays as it is in picture and state."""
+        h, w = image.shape[:2]
+        hole = np.zeros((h, w), np.uint8) if mask is None else mask
+        before = np.zeros((h, w, 4), np.uint8) if state is None else state
+        restored, after = image.copy(), before.copy()
+        for r in regions:
+            y, x = r.seen
+            out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r.scale)
+            inner = tuple(
+                slice(k.start - s.start, k.stop - s.start)
+                for k, s in zip(r.kept, r.seen, strict=True)
+            )
+            restored[r.kept], after[r.kept] = out[inner], new[inner]
+        return restored, after
+
+    def _run(self, image: U8, mask: U8, state: U8, sigma: float, scale: float) -> tuple[U8, U8]:
+        """Run one region; a reduced one comes back enlarged, without a state."""
+        h, w = image.shape[:2]
+        if scale < 1:
+            small, _ = self._run(*_reduce(image, mask, scale), sigma, 1.0)
+            return _resize(small, h, w), np.zeros_like(state)
+        m = self.spec.multiple
+        pad = ((0, -h % m), (0, -w % m), (0, 0))
+        padded = [
+            np.ascontiguousarray(np.pad(a, pad, mode="edge")[None])
+            for a in (image, mask[..., None], state)
+        ]
+        noise: F32 = np.full(1, sigma, np.float32)
+        restored, after = self._backend.run(padded[0], padded[1], padded[2], noise)
+        return restored[0, :h, :w], after[0, :h, :w]
+
+
+def _composite(image: U8, restored: U8, hole: U8 | None, grown: U8 | None, sigma: float) -> U8:
+    """Take the restored pixels where they are wanted."""
+    if sigma > 0 or hole is None or grown is None:
+        return restored
+    if hole is grown or np.array_equal(hole, grown):
+        return np.where(grown[..., None] > 0, restored, image)
+    weight = feather(hole, grown)[..., None]
+    mixed = np.rint(image + weight * (restored.astype(np.float32) - image))
+    return np.where(weight > 0, mixed, image).astype(np.uint8)
+
+
+def _reduce(image: U8, mask: U8, scale: float) -> tuple[U8, U8, U8]:
+    """Shrink a picture; a reduced pixel is a hole where most of its sources are."""
+    import cv2
+
+    h, w = (max(1, int(s * scale)) for s in mask.shape)
+    known = (mask == 0).astype(np.float32)
+    weight = cv2.resize(known, (w, h), interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(image * known[..., None], (w, h), interpolation=cv2.INTER_AREA)
+    small = np.rint(colour / np.maximum(weight, 1e-3)[..., None]).clip(0, 255).astype(np.uint8)
+    hole = (weight < 0.5).astype(np.uint8)
+    return small, hole, np.zeros((h, w, 4), np.uint8)
+
+
+def _resize(image: U8, height: int, width: int) -> U8:
+    import cv2
+
+    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
