@@ -12,7 +12,7 @@ BLOCK_PX = 8
 QUANTILE = 0.05  # the quietest blocks: there the picture's own texture is weakest
 # True sigma over the 5 % quantile of white Gaussian noise, by independent channels (measured).
 QUANTILE_GAIN = {3: 1.180, 1: 1.341}
-TEXTURE_SIGMA = 1.5  # what the quietest blocks of clean photographs still show (95 % of them less)
+TEXTURE_SIGMA = 1.5  # what the quietest blocks of most clean photographs stay under (measured)
 MAX_SIGMA = 254.0
 _CLIPPED_FEW = 0.02  # share of clipped samples that does not yet flatten a block's noise
 _CLIPPED_MOST = 0.5  # a block clipped more than this says nothing

@@ -17,14 +17,8 @@ import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.errors import InputError, OutputError
-from fastrestore.video_io import (
-    MAX_PIXELS,
-    VIDEO_SUFFIXES,
-    VideoInfo,
-    VideoReader,
-    is_video,
-    probe,
-)
+from fastrestore.video_io import VideoReader
+from fastrestore.video_probe import MAX_PIXELS, VIDEO_SUFFIXES, VideoInfo, is_video, probe
 from fastrestore.video_write import Encoding, VideoWriter, choose_encoding
 from fastrestore.yuv import Converter, plane_layout
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrestore.errors import InputError
-from fastrestore.video_io import VideoReader, odd_metadata
+from fastrestore.video_io import VideoReader
+from fastrestore.video_probe import odd_metadata
 from fastrestore.yuv import PlaneLayout
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ class VideoWriter:
     def _add_copy(self, stream: Stream, reader: VideoReader) -> None:
         """Add a stream whose packets are copied, or note why it is dropped."""
         if stream.type == "data":
-            if not (stream.codec_tag == "text" and reader.container.chapters()):
+            # MP4 keeps its chapters in such a stream too; those are written anew.
+            if not (stream.name == "bin_data" and reader.container.chapters()):
                 self.notes.append(f"dropped: data #{stream.index}, only sound and text are copied")
             return
         if stream.type == "video":
@@ -245,7 +247,7 @@ class VideoWriter:
         if end is not None and self._suffix in (".mp4", ".mov"):
             # These sum up durations in decoding order: the last one there ends the track.
             decoded = (packet.dts or 0) - self._first[1]
-            packet.duration = max(end - self._first[0] - decoded, 1)
+            packet.duration = max(end - self._first[0] - decoded, packet.duration)
         self._container.mux(packet)
 
 

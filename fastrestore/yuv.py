@@ -8,6 +8,7 @@ samples under the mask; the rest reaches the encoder bit for bit.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -38,6 +39,7 @@ _MATRICES = {
     9: (9, "BT.2020"),
 }
 _FOREIGN = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 14: "ICtCp"}
+_DEEP_GREY = {f"gray{bits}le": bits for bits in (9, 10, 12, 14, 16)}  # scaled too dark
 # Planar 8-bit layout by chroma subsampling (down, across).
 _PLANAR = {
     (1, 1): "yuv444p",
@@ -104,6 +106,11 @@ class Orientation:
     """
 
     matrix: tuple[int, ...] | None = None
+
+    @property
+    def sideways(self) -> bool:
+        """Whether height and width change places."""
+        return self._turn()[0]
 
     def _turn(self) -> tuple[bool, bool, bool]:
         """(transpose, flip rows, flip columns); an angle between the right ones: nothing."""
@@ -280,23 +287,28 @@ class Converter:
     def from_rgb(self, rgb: U8) -> VideoFrame:
         """Convert uint8 RGB (H, W, 3), as stored, to the target format, tagged."""
         from av import VideoFrame
+        from av.video.reformatter import ColorRange
 
-        grey = self.layout.source == "gray"
+        target = "yuv444p" if self.layout.target == "gray" else self.layout.target
         frame = self._encoder.reformat(
             VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
-            format="yuv444p" if self.layout.target == "gray" else self.layout.target,
+            # The scaler rounds full-range chroma down, half a level: ask for limited range in
+            # 10 bit, which it rounds well, and widen that here.
+            format=f"{target}10le" if self.tags.full else target,
             src_colorspace=self._matrix,
             dst_colorspace=self._matrix,
             src_color_range=self._rgb_range,
-            dst_color_range=self._yuv_range,
+            dst_color_range=ColorRange.MPEG,
             interpolation=self._encode_flags,
             threads=1,
         )
+        if self.tags.full:
+            frame = _look_up(frame, target, _widening())
         if self.layout.target == "gray":
             luma = planes(frame)[0]
             frame = VideoFrame(luma.shape[1], luma.shape[0], "gray")
             planes(frame)[0][:] = luma
-        elif grey:
+        elif self.layout.source == "gray":
             for plane in planes(frame)[1:]:
                 plane[:] = NEUTRAL_CHROMA
         frame.colorspace, frame.color_range = self.tags.matrix, int(self._yuv_range)
@@ -317,6 +329,10 @@ class Converter:
         """Return the source as planar 8 bit of its own subsampling: same samples if it was."""
         if frame.format.name.replace("yuvj", "yuv") == self.layout.source:
             return frame
+        if frame.format.name in _DEEP_GREY:
+            return _look_up(
+                frame, "gray", _grey_table(_DEEP_GREY[frame.format.name], self.tags.full)
+            )
         return scaler.reformat(
             frame,
             format=self.layout.source,
@@ -342,6 +358,34 @@ def _spread(
     """Repeat chroma samples over their blocks, cut to the luma's (H, W)."""
     full = np.repeat(np.repeat(samples, block[0], axis=0), block[1], axis=1)
     return full[: shape[0], : shape[1]]
+
+
+def _look_up(frame: VideoFrame, name: str, tables: tuple[U8, ...]) -> VideoFrame:
+    """Turn planar samples of more than 8 bit into 8, each plane by its table."""
+    from av import VideoFrame
+
+    narrow = VideoFrame(frame.width, frame.height, name)
+    for new, p, table in zip(planes(narrow), frame.planes, tables, strict=True):
+        wide = np.frombuffer(memoryview(p), np.uint16).reshape(-1, p.line_size // 2)
+        np.take(table, wide[: p.height, : p.width], out=new, mode="clip")
+    return narrow
+
+
+@lru_cache(maxsize=1)
+def _widening() -> tuple[U8, ...]:
+    """Tables from limited range in 10 bit to full range in 8, for luma and both chroma planes."""
+    x = np.arange(1024.0)
+    luma, chroma = (x - 64) * 255 / 876, NEUTRAL_CHROMA + (x - 512) * 255 / 896
+    luma8, chroma8 = (t.round().clip(0, 255).astype(np.uint8) for t in (luma, chroma))
+    return luma8, chroma8, chroma8
+
+
+@lru_cache(maxsize=4)
+def _grey_table(bits: int, full: bool) -> tuple[U8, ...]:
+    """Table from grey of `bits` to 8 bit."""
+    x = np.arange(2.0**bits)
+    scale = 255 / (2**bits - 1) if full else 2.0 ** (8 - bits)
+    return ((x * scale).round().clip(0, 255).astype(np.uint8),)
 
 
 def _coloured(luma: U8) -> VideoFrame:

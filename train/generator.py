@@ -10,12 +10,6 @@ from fastrestore.presets import IN_CHANNELS, UNSHUFFLE, Preset
 from fastrestore.train.fusion import correction_gain
 from fastrestore.train.layers import EdgeConv, ResidualBlock
 
-# A correction is a few grey levels, features are of order one. Without this factor a step of the
-# optimiser moves the picture by more than the correction is worth, and holes are learned only
-# once the rate has fallen.
-HEAD_SCALE = 0.1
-
-
 class Generator(nn.Module):
     """Predicts a correction to the base image.
 
@@ -39,7 +33,6 @@ class Generator(nn.Module):
         dilations = (*(1,) * preset.middle, *preset.dilations)
         self.middle = nn.Sequential(*(ResidualBlock(w[-1], d) for d in dilations))
         self.head = EdgeConv(w[0], 3 * cells, edge=False)
-        self.head_scale = HEAD_SCALE
         self._initialise()
 
     @torch.no_grad()
@@ -74,7 +67,7 @@ class Generator(nn.Module):
         x = self.middle(x)
         for i in reversed(range(len(self.up))):
             x = self.decoder[i](self.up[i](x) + skips[i])
-        return F.pixel_shuffle(self.head(x) * self.head_scale, UNSHUFFLE)
+        return F.pixel_shuffle(self.head(x), UNSHUFFLE)
 
     def restore(self, packed: Tensor) -> Tensor:
         """Return `base + k * correction`, float `(N, 3, H, W)`, 0-1 but not clamped."""
@@ -82,12 +75,8 @@ class Generator(nn.Module):
         restored: Tensor = packed[:, :3] + correction_gain(packed) * correction
         return restored
 
-    @torch.no_grad()
     def fuse(self) -> Generator:
-        """Fold every EdgeConv, and the head's scale, into plain kernels; changed in place."""
-        for p in self.head.parameters():
-            p.mul_(self.head_scale)
-        self.head_scale = 1.0
+        """Fold every EdgeConv into its 3x3 kernel, exactly; the module is changed in place."""
         for m in self.modules():
             if isinstance(m, EdgeConv):
                 m.fuse()

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fastrestore.environment import cpu_model
 from fastrestore.errors import InputError
 from fastrestore.presets import PRESETS
 from fastrestore.train import checkpoint, losses, validate
@@ -211,8 +212,16 @@ def save(run: Run, folder: Path) -> None:
         "seconds": run.seconds,
         "history": run.history,
         "data_rng": run.data_rng.bit_generator.state,
+        "machine": machine(run.config),
     }
     checkpoint.save(folder, tensors, record)
+
+
+def machine(config: TrainConfig) -> str:
+    """Name what trains: the GPU, or the CPU and the threads in use."""
+    if config.device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{cpu_model()}, {config.threads} thread(s), torch {torch.__version__}"
 
 
 def resume(config: TrainConfig, folder: Path) -> Run:

@@ -114,6 +114,7 @@ def test_seed_is_of_name_and_percent():
     assert first("a.png", 0.2) == expected
     assert len({first("a.png", 0.2), first("a.png", 0.21), first("b.png", 0.2)}) == 3
     assert first("a.png", 0.1 + 0.2) == first("a.png", 0.3)
+    assert first("a.png", 0.29) != first("a.png", 0.28)  # 100 * 0.29 is just below 29
     assert first("ä.png", 0.2) == first("ä.png", 0.2)
 
 
@@ -122,7 +123,7 @@ def test_ratio_zero_is_an_empty_mask(kind: str):
     assert not make_mask(kind, rng(), 64, 64, 0).any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     size=st.sampled_from([(1, 1), (1, 300), (300, 1), (2, 2), (33, 257), (17, 5)]),

@@ -60,7 +60,9 @@ JPEG = saved(PHOTO, "JPEG")
 JPEG = JPEG.replace(struct.pack(">HH", 40, 50), struct.pack(">HH", 20000, 20000), 1)
 TIFF = encode_tiff(PHOTO[..., :1], Meta())
 for tag, size in ((256, 50), (257, 40)):
-    TIFF = TIFF.replace(struct.pack("<HHII", tag, 4, 1, size), struct.pack("<HHII", tag, 4, 1, 20000))
+    TIFF = TIFF.replace(
+        struct.pack("<HHII", tag, 4, 1, size), struct.pack("<HHII", tag, 4, 1, 20000)
+    )
 FORGED = {
     "png": png_header(20000, 20000),
     "bmp": BMP,
@@ -228,10 +230,14 @@ def test_a_name_with_a_line_break_makes_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_odd_exif_is_left_out_and_said(caplog: pytest.LogCaptureFixture) -> None:
-    data = saved(PHOTO, "JPEG", exif=b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + bytes(20))
-    picture = decode_picture(io.BytesIO(data), "x")
+@pytest.mark.parametrize("exif", [b"Exif\0\0nonsense", b"Exif\0\0II*\0\x08\0\0\0\xff\xff"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_odd_exif_does_not_cost_the_picture(kind: str, exif: bytes) -> None:
+    picture = decode_picture(io.BytesIO(saved(PHOTO, kind, exif=exif)), "x")
     assert picture.rgb.shape == (40, 50, 3)
-    broken = saved(PHOTO, "JPEG", exif=b"Exif\0\0nonsense")
-    assert decode_picture(io.BytesIO(broken), "x").meta.exif is None
-    assert "EXIF cannot be read" in caplog.text
+    assert picture.meta.exif is None
+
+
+def test_exif_that_is_left_out_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    decode_picture(io.BytesIO(saved(PHOTO, "PNG", exif=b"Exif\0\0nonsense")), "x")
+    assert "x: EXIF cannot be read" in caplog.text

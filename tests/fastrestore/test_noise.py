@@ -151,9 +151,9 @@ def test_a_video_frame_takes_milliseconds():
     try:
         took = []
         for _ in range(5):
-            start = time.perf_counter()
+            start = time.process_time()
             estimate_sigma(noisy)
-            took.append(time.perf_counter() - start)
+            took.append(time.process_time() - start)
     finally:
         cv2.setNumThreads(threads)
     assert min(took) < 0.015  # 4 ms on one core of an EPYC

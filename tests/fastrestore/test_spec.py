@@ -162,6 +162,11 @@ def test_other_files_are_refused_by_name(data: bytes):
         read_spec(data, "photo.png")
 
 
+def test_number_types_that_onnx_has_not_are_refused():
+    with pytest.raises(ModelError, match="not an ONNX file"):
+        read_spec(b"\x0d\x00", "x.onnx")  # field 1 as a 32-bit number
+
+
 def test_tensors_outside_the_file_are_refused():
     tensor = chunk(13, chunk(1, b"location") + chunk(2, b"../weights.bin"))
     model = model_bytes(chunk(7, chunk(5, tensor)), prop(KEY, SPEC.to_json()))

@@ -10,7 +10,16 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.train import fusion
-from fastrestore.train.fusion import Fused, correction_gain, fill, fuse, pack, pull, sobel
+from fastrestore.train.fusion import (
+    Fused,
+    correction_gain,
+    fill,
+    fuse,
+    normalise,
+    pack,
+    pull,
+    sobel,
+)
 
 
 @pytest.fixture
@@ -47,6 +56,12 @@ def test_pull_halves_with_ceil_and_keeps_a_constant() -> None:
     assert pull(torch.zeros(1, 2, 9, 14)).shape == (1, 2, 5, 7)
     inner = pull(torch.full((1, 1, 16, 16), 3.0))[..., 1:-1, 1:-1]
     torch.testing.assert_close(inner, torch.full_like(inner, 3.0))
+
+
+def test_normalise_divides_by_the_weight_but_keeps_a_small_one() -> None:
+    x = torch.tensor([[0.3, 0.5], [0.3, 0.1]]).view(2, 2, 1, 1)
+    expected = torch.tensor([[0.6, 1.0], [1.2, 0.4]]).view(2, 2, 1, 1)
+    torch.testing.assert_close(normalise(x, [1, 1]), expected)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (37, 61), (8, 200)])
@@ -149,6 +164,17 @@ def test_hole_shows_what_was_seen_before(frame: Tensor, mask: Tensor) -> None:
     assert torch.equal(forgotten.packed[:, 3:4], mask)
 
 
+def test_what_cannot_be_compared_is_not_motion(frame: Tensor, mask: Tensor) -> None:
+    """Pixels without a past, or in a hole, do not take the trust from those around them."""
+    state = torch.cat([frame, torch.full((2, 1, 40, 56), 226.0)], 1)
+    whole = run(frame, torch.zeros_like(mask), state, 20.0).state
+    unseen = run(frame, torch.zeros_like(mask), state * (1 - mask), 20.0).state
+    hole = run(frame * (1 - mask), mask, state, 20.0).state
+    known = (mask == 0).expand_as(whole)
+    assert torch.equal(unseen[known], whole[known])
+    assert torch.equal(hole[known], whole[known])
+
+
 def test_foreign_confidence_is_worth_fifteen_frames(frame: Tensor, mask: Tensor) -> None:
     trusted = [torch.cat([frame, torch.full((2, 1, 40, 56), a)], 1) for a in (240.0, 255.0)]
     first, second = (run(noisy(frame, 0.0), mask, s, 9.0).packed for s in trusted)
@@ -205,7 +231,7 @@ def test_half_precision_is_finite_and_close(sigma: float) -> None:
     full = fuse(frame, mask, state, s)
     half = fuse(frame.half(), mask.half(), state.half(), s.half())
     assert torch.isfinite(half.packed).all()
-    assert 0 <= half.state.min()
+    assert half.state.min() >= 0
     assert half.state.max() <= 255
     assert error(half.packed.float(), full.packed) < 0.004  # one grey level
     assert error(half.state.float(), full.state) < 1

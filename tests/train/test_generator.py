@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.presets import IN_CHANNELS, PRESETS, Conv
 from fastrestore.train.generator import Generator
@@ -94,6 +95,19 @@ def test_untrained_network_is_the_identity(name: str) -> None:
     assert torch.equal(Generator(PRESETS[name]).restore(packed), packed[:, :3])
 
 
+def test_skips_are_added() -> None:
+    """With nothing coming up from below, the picture still passes at full size."""
+    generator = fill_zeros(Generator(PRESETS["nano"])).double()
+    packed = make_packed(16, 24).double()
+    with torch.no_grad():
+        for up in generator.up:
+            for p in up.parameters():
+                p.zero_()
+        stem = generator.stem(F.pixel_unshuffle(packed, 2))
+        expected = F.pixel_shuffle(generator.head(stem) * generator.head_scale, 2)
+        torch.testing.assert_close(generator(packed), expected, rtol=0, atol=1e-12)
+
+
 def test_every_weight_learns_once_the_last_layers_speak() -> None:
     generator = fill_zeros(Generator(PRESETS["nano"]))
     generator(make_packed(48, 64)).square().sum().backward()
@@ -118,7 +132,7 @@ def test_correction_is_scaled_by_the_gain() -> None:
 def test_receptive_field_by_gradient(name: str) -> None:
     """The stated side bounds the measured one, from above and by less than one step."""
     preset = replace(PRESETS[name], widths=(16,) * len(PRESETS[name].widths))
-    generator = Generator(preset)
+    generator = Generator(preset).fuse()
     with torch.no_grad():
         for p in generator.parameters():  # positive: nothing cancels, no ReLU is off
             p.fill_(1 / p[0].numel() if p.ndim > 1 else 0)

@@ -1,0 +1,86 @@
+"""The model card: one page of Markdown beside every model file, made from its spec."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from fastrestore.atomic import write_file
+from fastrestore.presets import PRESETS
+from fastrestore.spec import ModelSpec, read_spec
+
+_DATA = {
+    "free_photos": "photographs under CC0, CC BY or in the public domain",
+    "free_faces": "official portraits, works of the US government, public domain",
+    "faces": "CelebA-HQ portraits (non-commercial research)",
+    "general": "BSDS500 training pictures (non-commercial research)",
+}
+
+
+def write_card(model: Path) -> Path:
+    """Write `NAME.md` beside `NAME.onnx` from the file's own spec, and return its path."""
+    data = model.read_bytes()
+    card = model.with_suffix(".md")
+    text = _text(read_spec(data, model.name), hashlib.sha256(data).hexdigest(), len(data))
+    write_file(card, text.encode())
+    return card
+
+
+def _text(spec: ModelSpec, sha256: str, size: int) -> str:
+    t: dict[str, Any] = dict(spec.training)
+    preset = PRESETS[spec.preset]
+    lines = [
+        f"# {spec.name}, version {spec.version}",
+        "",
+        f"Generator preset `{spec.preset}` ({preset.parameters / 1e6:.2f} M parameters), "
+        f"track `{spec.track}`. Stage 1: reconstruction, no adversarial training.",
+        "",
+        f"- SHA-256: {sha256}",
+        f"- Size: {size} bytes; written by fastrestore {spec.code}",
+        f"- Licence: {spec.licence}",
+    ]
+    if t:
+        lines += ["", "## Training", ""]
+        for name, share in t.get("data", {}).items():
+            lines.append(f"- Data `{name}` (weight {share:g}): {_DATA.get(name, 'own pictures')}")
+        lines += [
+            f"- {t.get('steps')} steps, {t.get('crops')} crops, {t.get('hours')} h "
+            f"on {t.get('machine') or 'a machine that was not recorded'}",
+            f"- Settings: {_flat(t.get('config', {}))}",
+            f"- PSNR on pictures held out from the training folders, dB: "
+            f"{_flat(t.get('held_out_psnr', {}))} (ffN = free-form holes of N %, "
+            "composite; s25 = noise of sigma 25)",
+        ]
+    if spec.metrics:
+        lines += ["", "## Test figures", ""]
+        lines += [f"- {name}: {value}" for name, value in spec.metrics.items()]
+    lines += [
+        "",
+        "## Limits",
+        "",
+        "- What fills a hole is invented. It is plausible, not evidence: do not use it to identify "
+        "people, read plates or settle disputes.",
+        "- Wide holes come out smooth: trained for pixel accuracy, the model gives the average of "
+        "what could be there.",
+        _faces(spec),
+        "- Noise is taken to be independent from pixel to pixel. Compression artefacts, blur and "
+        "film grain of large size are not removed.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _faces(spec: ModelSpec) -> str:
+    if spec.track == "research":
+        return (
+            "- Faces are biased by the data: celebrities, mostly young, frontal, with make-up and "
+            "studio light."
+        )
+    return (
+        "- Faces are biased by the data: mostly officials over forty in studio light before a "
+        "plain background; no children."
+    )
+
+
+def _flat(values: dict[str, Any]) -> str:
+    return ", ".join(f"{k} {v}" for k, v in values.items())

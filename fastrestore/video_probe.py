@@ -1,0 +1,219 @@
+"""Inspect a clip: what it is, which stream is meant, and why it may not be restored.
+
+FFmpeg itself is silent here: PyAV drops its log lines unless a program asks for them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+
+from fastrestore.errors import InputError
+from fastrestore.yuv import (
+    ColourTags,
+    Orientation,
+    colour_tags,
+)
+
+if TYPE_CHECKING:
+    from av import VideoFrame, VideoStream
+    from av.container import InputContainer
+
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".m2ts")
+MAX_PIXELS = 100_000_000
+# Playlists and concat lists open other files, whatever they are named: only these are parsed.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_HDR = {16: "PQ", 18: "HLG"}
+_INTERLACED_ORDERS = (2, 3, 4, 5)  # of the container: top or bottom field first
+DEINTERLACE = "deinterlace it first, for example with ffmpeg -vf bwdif"
+
+
+def is_video(path: str | Path) -> bool:
+    """Tell by its suffix whether a path is taken as video."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What is known of a clip before it is restored.
+
+    Attributes:
+        width: Of the upright picture, px.
+        height: Of the upright picture, px.
+        frames: Estimate; None = unknown.
+        fps: Average; None = unknown.
+        duration: Of the file, seconds; None = unknown.
+        pixel_format: FFmpeg's name, for example `"yuv420p"`.
+        colour: Matrix, range, primaries and transfer.
+        orientation: From the stored picture to the upright one.
+        stream: Index of the video stream that is meant.
+        notes: What the user should know: for example which of several streams it is.
+    """
+
+    width: int
+    height: int
+    frames: int | None
+    fps: float | None
+    duration: float | None
+    pixel_format: str
+    colour: ColourTags
+    orientation: Orientation
+    stream: int
+    notes: tuple[str, ...]
+
+    @property
+    def stored_size(self) -> tuple[int, int]:
+        """Width and height as stored, px."""
+        size = self.width, self.height
+        return size[::-1] if self.orientation.sideways else size
+
+
+def probe(source: str | Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+    """Inspect a clip: open it, decode its first frame, refuse what cannot be restored.
+
+    Args:
+        source: Path of the file.
+        max_pixels: Largest picture that is accepted.
+
+    Raises:
+        InputError: No readable video, too large, HDR, interlaced; one line with the mend.
+    """
+    container, stream = open_video(source, max_pixels)
+    with container:
+        frame = _first_frame(container, stream, source)
+        colour = _restorable(frame, stream, source)
+        orientation = _orientation(frame)
+        size = frame.width, frame.height
+        width, height = size[::-1] if orientation.sideways else size
+        duration = container.duration / 1e6 if container.duration else None
+        fps = float(stream.average_rate) if stream.average_rate else None
+        frames = stream.frames or (round(duration * fps) if duration and fps else None)
+        notes: tuple[str, ...] = ()
+        if len(videos := _videos(container)) > 1:
+            notes = (
+                f"{len(videos)} video streams: #{stream.index} ({width}x{height}) is restored",
+            )
+        return VideoInfo(
+            width, height, frames, fps, duration, frame.format.name, colour, orientation,
+            stream.index, notes,
+        )  # fmt: skip
+
+
+def open_video(source: str | Path, max_pixels: int) -> tuple[InputContainer, VideoStream]:
+    """Open a file and choose its video stream; the caller closes the container."""
+    import av
+
+    path = Path(source)
+    if "://" in str(source) or (_ADDRESS.match(str(source)) and not path.exists()):
+        raise InputError(f"{source}: addresses are not opened; download the file first")
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "no such file"
+        raise InputError(f"{source}: {what}; give the path of a video")
+    if path.stat().st_size == 0:
+        raise InputError(f"{source}: the file is empty; copy it again")
+    try:
+        # An absolute path: FFmpeg reads "name:" at the start of a relative one as a protocol.
+        container = av.open(
+            os.path.abspath(path), options={"format_whitelist": _FORMATS}, **odd_metadata()
+        )
+    except PermissionError as e:
+        raise InputError(f"{source}: no permission to read it") from e
+    except (av.error.FFmpegError, OSError, ValueError) as e:
+        raise InputError(
+            f"{source}: not a video (mp4, mov, mkv, webm, avi, ts), or cut off before its index; "
+            "copy it again or repair it"
+        ) from e
+    try:
+        return container, _choose_stream(container, source, max_pixels)
+    except InputError:
+        container.close()
+        raise
+
+
+def odd_metadata() -> dict[str, Any]:
+    """Keyword arguments that keep tags which are not UTF-8; since PyAV 19 that is the rule."""
+    import av
+
+    old = int(av.__version__.split(".")[0]) < 19
+    return {"metadata_errors": "surrogateescape"} if old else {}
+
+
+def _videos(container: InputContainer) -> list[VideoStream]:
+    """The streams that move: not the cover pictures."""
+    from av.stream import Disposition
+
+    return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+
+
+def _choose_stream(container: InputContainer, source: str | Path, max_pixels: int) -> VideoStream:
+    """Choose the stream marked as default, then the largest, then the first."""
+    from av.stream import Disposition
+
+    def rank(s: VideoStream) -> tuple[bool, int]:
+        decodes = s.codec_context is not None
+        return bool(s.disposition & Disposition.default), s.width * s.height if decodes else 0
+
+    videos = _videos(container)
+    if not videos:
+        raise InputError(f"{source}: it has no video stream; give a file that has one")
+    stream = max(videos, key=rank)
+    if stream.codec_context is None or not stream.width or not stream.height:
+        raise InputError(
+            f"{source}: its video cannot be decoded: cut off, or an unknown codec; copy it again "
+            "or convert it to H.264"
+        )
+    if stream.width * stream.height > max_pixels:
+        raise InputError(
+            f"{source}: {stream.width}x{stream.height} is more than {max_pixels} pixels; "
+            "raise --max-pixels if the file is meant to be so large"
+        )
+    stream.codec_context.options = {"max_pixels": str(max_pixels)}  # the stream may lie
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _first_frame(container: InputContainer, stream: VideoStream, source: str | Path) -> VideoFrame:
+    """Decode until a frame comes, over damaged packets if need be."""
+    import av
+
+    try:
+        for packet in container.demux(stream):
+            try:
+                frames = packet.decode()
+            except av.error.FFmpegError:
+                continue
+            if frames:
+                return frames[0]
+    except av.error.FFmpegError as e:
+        raise InputError(f"{source}: no frame can be decoded ({e.strerror}); copy it again") from e
+    raise InputError(f"{source}: no frame of its video can be decoded; copy it again")
+
+
+def _restorable(frame: VideoFrame, stream: VideoStream, source: str | Path) -> ColourTags:
+    """Return the colour of a frame, or say why its clip cannot be kept as it is."""
+    if hdr := _HDR.get(int(frame.color_trc)):
+        raise InputError(
+            f"{source}: {hdr} HDR video; tone-map it to SDR first (ffmpeg -vf zscale and tonemap)"
+        )
+    if frame.interlaced_frame or stream.codec_context.field_order in _INTERLACED_ORDERS:
+        raise InputError(f"{source}: interlaced video; {DEINTERLACE}")
+    try:
+        return colour_tags(frame)
+    except InputError as e:
+        raise InputError(f"{source}: {e}") from e
+
+
+def _orientation(frame: VideoFrame) -> Orientation:
+    """Read the display matrix that comes with a decoded frame."""
+    from av.sidedata.sidedata import Type
+
+    # The stubs know only one kind of side data, by its name.
+    data: Any = cast("Mapping[Any, Any]", frame.side_data).get(Type.DISPLAYMATRIX)
+    return Orientation(tuple(np.frombuffer(data, np.int32).tolist()) if data else None)
