@@ -38,7 +38,7 @@ def command(
     simplify: bool,
     overwrite: bool,
 ) -> None:
-    r"""Write a run's averaged weights as one verified ONNX file, and a model card beside it.
+    """Write a run's averaged weights as one verified ONNX file, and a model card beside it.
 
     The graph is compared with the generator on random pictures; if they differ by more than one
     grey level, nothing is written.

@@ -83,7 +83,7 @@ def export_model(
 
 
 def _simplified(model: ModelProto) -> ModelProto:
-    onnxsim = need("onnxsim", "export")
+    onnxsim = need("onnxsim", "simplify")
     simple: ModelProto
     simple, same = onnxsim.simplify(model)
     if not same:

@@ -133,8 +133,8 @@ def _inverse(x: Value) -> Value:
 
 
 def _at_most_one(x: Value) -> Value:
-    """Return `min(x, 1)` of what is not negative."""
-    return op("HardSigmoid", x, alpha=1.0, beta=0.0)
+    """Return min(x, 1) of x >= 0. Not a HardSigmoid with beta 0: OpenVINO takes that for 0.5."""
+    return op("Clip", x, 0.0, 1.0)
 
 
 def _channels(x: Value, start: int, stop: int) -> Value:

@@ -14,6 +14,7 @@ from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     PICTURE_SUFFIXES,
     Picture,
+    check_format,
     is_picture,
     read_picture,
     write_picture,
@@ -204,6 +205,7 @@ def _picture(
     job: Job, restorer: Restorer, options: Options, _progress: Progress | None
 ) -> tuple[tuple[int, int], int, list[str]]:
     picture = read_picture(job.source, options.max_pixels)
+    check_format(picture, job.target.suffix, str(job.target))
     h, w = picture.rgb.shape[:2]
     mask = find_mask(job.source, picture.rgb, options, picture)
     notes = _empty_note(mask, options)

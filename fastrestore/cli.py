@@ -55,7 +55,7 @@ class LazyGroup(click.Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, package_name="fastrestore")
 def cli() -> None:
-    r"""Restore damaged pictures and video: holes, scratches, lost blocks, noise.
+    """Restore damaged pictures and video: holes, scratches, lost blocks, noise.
 
     \b
     fastrestore demo                                  see it work

@@ -14,7 +14,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from fastrestore.arrays import U8
+from fastrestore.arrays import F64, U8
 from fastrestore.errors import InputError
 
 Holes = Literal["freeform", "rects", "center", "grid", "thin"]
@@ -36,7 +36,7 @@ def make_mask(
     Args:
         kind: `freeform` strokes, `rects`, one `center` square of 3/8 of the shorter side (the
             ratio is not used), `grid` cells as lost by a block codec, or `thin` strokes of
-            1-4 px (scratches).
+            1-5 px (scratches).
         rng: Source of randomness.
         height: px.
         width: px.
@@ -81,19 +81,25 @@ def add_noise(image: U8, sigma: float, rng: np.random.Generator, kind: str = "ga
         raise InputError(f"noise {kind}: not known; choose one of {', '.join(get_args(Noise))}")
     if not 0 <= sigma < 255:
         raise InputError(f"sigma {sigma}: must be from 0 to 254")
-    if sigma == 0:
+    if sigma < 0.05:  # cannot change a rounded value
         return image.copy()
-    x = image.astype(np.float64)
+    x: F64 = image.astype(np.float64)
     if kind == "gaussian":
-        x = x + rng.normal(0, sigma, image.shape)
+        x += rng.normal(0, sigma, image.shape)
     else:
         gain = sigma**2 / 127.5  # grey levels per photon
-        x = rng.poisson(x / gain) * gain
+        x[...] = rng.poisson(x / gain) * gain
     return np.clip(np.rint(x), 0, 255).astype(np.uint8)
 
 
 def punch(image: U8, mask: U8, colour: tuple[int, int, int] = (0, 0, 0)) -> U8:
-    """Return a copy of the picture with the hole painted over."""
+    """Return a copy of the picture with the hole painted over.
+
+    Raises:
+        InputError: The mask is of another size.
+    """
+    if mask.shape != image.shape[:2]:
+        raise InputError(f"mask {mask.shape}: image is {image.shape[:2]}; give a mask of that size")
     out = image.copy()
     out[mask > 0] = colour
     return out
@@ -110,7 +116,8 @@ def _grid(rng: np.random.Generator, h: int, w: int, ratio: float, cell: int) -> 
     rows, cols = -(-h // cell), -(-w // cell)
     cells = np.zeros(rows * cols, np.uint8)
     cells[rng.permutation(rows * cols)[: round(ratio * rows * cols)]] = 1
-    return np.kron(cells.reshape(rows, cols), np.ones((cell, cell), np.uint8))[:h, :w]
+    big = np.kron(cells.reshape(rows, cols), np.ones((cell, cell), np.uint8))
+    return np.ascontiguousarray(big[:h, :w])
 
 
 def _top_up(draw: _Draw, rng: np.random.Generator, h: int, w: int, ratio: float) -> U8:
@@ -118,7 +125,7 @@ def _top_up(draw: _Draw, rng: np.random.Generator, h: int, w: int, ratio: float)
     mask, scale = np.zeros((h, w), np.uint8), 1.0
     for _ in range(2000):
         now = float(mask.mean())
-        if now >= ratio - TOLERANCE / 2:
+        if now >= ratio - min(TOLERANCE, ratio) / 2:
             break
         tried = mask.copy()
         draw(tried, rng, ratio, min(1.0, scale))

@@ -57,8 +57,14 @@ class ModelSpec:
             raise ModelError(f"spec: kind must be one of {get_args(Kind)}, got {self.kind!r}")
         if self.schema != SCHEMA:
             raise ModelError(f"spec: schema {self.schema}, this version reads {SCHEMA}")
-        if not (self.multiple >= 1 and self.halo >= 0 and self.levels >= 1):
-            raise ModelError("spec: multiple, halo and levels must be positive")
+        texts = (self.name, self.preset, self.licence, self.code)
+        numbers = (self.halo, self.multiple, self.levels, self.version)
+        if not all(isinstance(t, str) for t in texts):
+            raise ModelError("spec: name, preset, licence and code must be text")
+        if not all(type(n) is int for n in numbers) or min(numbers) < 0 or 0 in numbers[1:]:
+            raise ModelError("spec: halo, multiple, levels and version must be positive integers")
+        if not (isinstance(self.training, Mapping) and isinstance(self.metrics, Mapping)):
+            raise ModelError("spec: training and metrics must be objects")
 
     def to_json(self) -> str:
         """Return the JSON text that goes into the metadata."""
@@ -77,7 +83,7 @@ class ModelSpec:
             if unknown:
                 raise ModelError(f"spec: unknown fields {sorted(unknown)}")
             return cls(**data)
-        except (ValueError, TypeError) as e:
+        except (ValueError, TypeError, RecursionError) as e:
             raise ModelError(f"spec: cannot be read ({e})") from e
 
 
@@ -95,7 +101,7 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
         raise ModelError(f"{name}: refers to data outside the file; export it as one file")
     try:
         found = dict(_metadata(model))
-    except (IndexError, ValueError) as e:
+    except (IndexError, KeyError, ValueError) as e:
         raise ModelError(f"{name}: not an ONNX file") from e
     if KEY not in found:
         raise ModelError(f"{name}: no fastrestore spec inside; make it with `fastrestore export`")
@@ -131,10 +137,10 @@ def _fields(data: memoryview) -> Iterator[tuple[int, memoryview]]:
 
 
 def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
+    value = 0
+    for i in range(10):  # 64 bits fit in ten bytes of seven
+        byte = data[at + i]
+        value |= (byte & 127) << 7 * i
         if byte < 128:
-            return value, at
+            return value, at + i + 1
+    raise ValueError("number too long")

@@ -144,7 +144,7 @@ def _check_mask(mask: U8 | None, info: VideoInfo, source: Path) -> U8 | None:
     return info.orientation.stored(mask)
 
 
-def _unwritable(target: Path, error: OSError | Exception) -> OutputError:
+def _unwritable(target: Path, error: Exception) -> OutputError:
     """Say in one line why writing failed."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return OutputError(f"{target}: no space left; free some, or write to another disk")
@@ -240,6 +240,9 @@ class _Job:
             self._reading_ended.set()
             self._writing_ended.set()
             _join(threads)
+        finally:
+            self._reading_ended.set()
+            _join(threads[:1])  # the reader is closed next, even after a second Ctrl+C
         if self._errors:
             self._part.unlink(missing_ok=True)
             raise self._errors[0]
@@ -252,7 +255,7 @@ class _Job:
         try:
             self._part.unlink(missing_ok=True)  # never write through a link left there
             return VideoWriter(self._part, self._reader, self._layout, self._encoding)
-        except (av.error.FFmpegError, OSError) as e:
+        except (av.error.FFmpegError, OSError, ValueError) as e:  # or no such encoder
             with suppress(OSError):
                 self._part.unlink(missing_ok=True)
             raise _unwritable(self._target, e) from e

@@ -68,6 +68,7 @@ class VideoReader:
         self._shift = self._start if broadcast else Fraction(0)
         length = self.stream.duration
         self._length = length and (self.stream.start_time or 0) + length
+        self._total = self.stream.frames
         self._end = Fraction(0)
         self._frames, self._last, self._step = 0, -1, 1
         self.damaged_packets = self._nudged = self._corrupt = 0
@@ -111,7 +112,7 @@ class VideoReader:
         A decoded frame's own duration is wrong where the container counts in decoding order
         (MP4 with B-frames); the length of the stream is right, if all of it was read.
         """
-        if last.pts is None or self._length is None or self._frames != self.stream.frames:
+        if last.pts is None or self._length is None or self._frames != self._total:
             return last.duration
         return max(self._length - last.pts, last.duration)
 

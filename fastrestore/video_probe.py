@@ -14,12 +14,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fastrestore.arrays import U8
 from fastrestore.errors import InputError
-from fastrestore.yuv import (
-    ColourTags,
-    Orientation,
-    colour_tags,
-)
+from fastrestore.yuv import ColourTags, colour_tags
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
@@ -38,6 +35,43 @@ DEINTERLACE = "deinterlace it first, for example with ffmpeg -vf bwdif"
 def is_video(path: str | Path) -> bool:
     """Tell by its suffix whether a path is taken as video."""
     return Path(path).suffix.lower() in VIDEO_SUFFIXES
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How a player turns the stored picture, by the nine entries of the display matrix.
+
+    Attributes:
+        matrix: 16.16 fixed point, row by row as in the file; None: as stored.
+    """
+
+    matrix: tuple[int, ...] | None = None
+
+    @property
+    def sideways(self) -> bool:
+        """Whether height and width change places."""
+        return self._turn()[0]
+
+    def _turn(self) -> tuple[bool, bool, bool]:
+        """(transpose, flip rows, flip columns); an angle between the right ones: nothing."""
+        if self.matrix is None:
+            return False, False, False
+        a, b, c, d = (self.matrix[i] for i in (0, 1, 3, 4))
+        if a == d == 0:
+            return True, b < 0, c < 0
+        return (False, d < 0, a < 0) if b == c == 0 else (False, False, False)
+
+    def upright(self, stored: U8) -> U8:
+        """Turn a stored picture or mask, (H, W) or (H, W, 3), as a player shows it."""
+        transpose, rows, columns = self._turn()
+        turned = stored.swapaxes(0, 1) if transpose else stored
+        return np.ascontiguousarray(turned[:: -1 if rows else 1, :: -1 if columns else 1])
+
+    def stored(self, upright: U8) -> U8:
+        """Undo `upright`."""
+        transpose, rows, columns = self._turn()
+        turned = upright[:: -1 if rows else 1, :: -1 if columns else 1]
+        return np.ascontiguousarray(turned.swapaxes(0, 1) if transpose else turned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +196,7 @@ def _choose_stream(container: InputContainer, source: str | Path, max_pixels: in
 
     videos = _videos(container)
     if not videos:
-        raise InputError(f"{source}: it has no video stream; give a file that has one")
+        raise InputError(f"{source}: no video stream in it, or cut off before its index")
     stream = max(videos, key=rank)
     if stream.codec_context is None or not stream.width or not stream.height:
         raise InputError(
@@ -202,7 +236,8 @@ def _restorable(frame: VideoFrame, stream: VideoStream, source: str | Path) -> C
         raise InputError(
             f"{source}: {hdr} HDR video; tone-map it to SDR first (ffmpeg -vf zscale and tonemap)"
         )
-    if frame.interlaced_frame or stream.codec_context.field_order in _INTERLACED_ORDERS:
+    order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
+    if frame.interlaced_frame or order in _INTERLACED_ORDERS:
         raise InputError(f"{source}: interlaced video; {DEINTERLACE}")
     try:
         return colour_tags(frame)

@@ -1,4 +1,4 @@
-"""How stored frames are to be read: colour, layout, orientation; YUV to RGB, composite in YUV.
+"""Colour of video: YUV to RGB and back by the file's own matrix and range, composite in YUV.
 
 A trip YUV -> RGB -> YUV is never free of loss: chroma is interpolated and everything is rounded.
 So a masked clip keeps the planes that were decoded and takes from the restored picture only the
@@ -29,6 +29,13 @@ BT709, SMPTE170M, UNSPECIFIED = 1, 6, 2  # codes of ITU-T H.273, as the files st
 LIMITED, FULL = 1, 2
 NEUTRAL_CHROMA = 128
 
+# The scaler's flags, as numbers because PyAV 17 does not name them all. Without ACCURATE_RND and
+# FULL_CHR_H_INT together it truncates: pictures come out up to two levels too dark.
+_BILINEAR, _AREA = 0x2, 0x20
+_FULL_CHR_H_INT, _FULL_CHR_H_INP, _ACCURATE_RND = 0x2000, 0x4000, 0x40000
+_DECODE = _BILINEAR | _ACCURATE_RND | _FULL_CHR_H_INT
+_ENCODE = _AREA | _ACCURATE_RND | _FULL_CHR_H_INT | _FULL_CHR_H_INP
+
 # Matrix code of the file -> code of the scaler, and the name people know.
 _MATRICES = {
     1: (1, "BT.709"),
@@ -38,7 +45,14 @@ _MATRICES = {
     7: (7, "SMPTE 240M"),
     9: (9, "BT.2020"),
 }
-_FOREIGN = {8: "YCgCo", 10: "BT.2020 constant luminance", 11: "SMPTE 2085", 14: "ICtCp"}
+_FOREIGN = {
+    8: "YCgCo",
+    10: "BT.2020 constant luminance",
+    11: "SMPTE 2085",
+    12: "derived from the primaries",
+    13: "derived from the primaries",
+    14: "ICtCp",
+}
 _DEEP_GREY = {f"gray{bits}le": bits for bits in (9, 10, 12, 14, 16)}  # scaled too dark
 # Planar 8-bit layout by chroma subsampling (down, across).
 _PLANAR = {
@@ -95,43 +109,6 @@ def colour_tags(frame: VideoFrame) -> ColourTags:
 def _known(code: int) -> int:
     """Turn the reserved codes 0 and 3, which encoders refuse, into "unspecified"."""
     return UNSPECIFIED if code in (0, 3) else code
-
-
-@dataclass(frozen=True, slots=True)
-class Orientation:
-    """How a player turns the stored picture, by the nine entries of the display matrix.
-
-    Attributes:
-        matrix: 16.16 fixed point, row by row as in the file; None: as stored.
-    """
-
-    matrix: tuple[int, ...] | None = None
-
-    @property
-    def sideways(self) -> bool:
-        """Whether height and width change places."""
-        return self._turn()[0]
-
-    def _turn(self) -> tuple[bool, bool, bool]:
-        """(transpose, flip rows, flip columns); an angle between the right ones: nothing."""
-        if self.matrix is None:
-            return False, False, False
-        a, b, c, d = (self.matrix[i] for i in (0, 1, 3, 4))
-        if a == d == 0:
-            return True, b < 0, c < 0
-        return (False, d < 0, a < 0) if b == c == 0 else (False, False, False)
-
-    def upright(self, stored: U8) -> U8:
-        """Turn a stored picture or mask, (H, W) or (H, W, 3), as a player shows it."""
-        transpose, rows, columns = self._turn()
-        turned = stored.swapaxes(0, 1) if transpose else stored
-        return np.ascontiguousarray(turned[:: -1 if rows else 1, :: -1 if columns else 1])
-
-    def stored(self, upright: U8) -> U8:
-        """Undo `upright`."""
-        transpose, rows, columns = self._turn()
-        turned = upright[:: -1 if rows else 1, :: -1 if columns else 1]
-        return np.ascontiguousarray(turned.swapaxes(0, 1) if transpose else turned)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,12 +213,8 @@ class Converter:
             mask: uint8 (H, W) in the orientation of the stored frames, nonzero = may change;
                 None: everything may change.
         """
-        from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+        from av.video.reformatter import ColorRange, VideoReformatter
 
-        # Without both of these the scaler truncates: pictures come out up to two levels too dark.
-        exact = Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-        self._decode_flags = Interpolation.BILINEAR | exact
-        self._encode_flags = Interpolation.AREA | exact | Interpolation.FULL_CHR_H_INP
         self._yuv_range = ColorRange.JPEG if tags.full else ColorRange.MPEG
         self._rgb_range = ColorRange.JPEG
         self._matrix = _MATRICES[tags.matrix][0]
@@ -254,6 +227,7 @@ class Converter:
         """Convert a decoded frame to uint8 RGB (H, W, 3), as stored (not turned upright)."""
         if self.layout.source == "gray":
             frame = _coloured(planes(self._planar(frame, self._decoder))[0])
+            frame.colorspace = self.tags.matrix
         rgb = self._decoder.reformat(
             frame,
             format="rgb24",
@@ -261,7 +235,7 @@ class Converter:
             dst_colorspace=self._matrix,
             src_color_range=self._rgb_range if frame.format.is_rgb else self._yuv_range,
             dst_color_range=self._rgb_range,
-            interpolation=self._decode_flags,
+            interpolation=_DECODE,
             threads=1,
         )
         return np.asarray(rgb.to_ndarray(), np.uint8)
@@ -290,8 +264,10 @@ class Converter:
         from av.video.reformatter import ColorRange
 
         target = "yuv444p" if self.layout.target == "gray" else self.layout.target
+        frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
+        frame.colorspace = self.tags.matrix  # PyAV 17 knows BT.2020 only from here
         frame = self._encoder.reformat(
-            VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24"),
+            frame,
             # The scaler rounds full-range chroma down, half a level: ask for limited range in
             # 10 bit, which it rounds well, and widen that here.
             format=f"{target}10le" if self.tags.full else target,
@@ -299,7 +275,7 @@ class Converter:
             dst_colorspace=self._matrix,
             src_color_range=self._rgb_range,
             dst_color_range=ColorRange.MPEG,
-            interpolation=self._encode_flags,
+            interpolation=_ENCODE,
             threads=1,
         )
         if self.tags.full:
@@ -340,7 +316,7 @@ class Converter:
             dst_colorspace=self._matrix,
             src_color_range=self._rgb_range if frame.format.is_rgb else self._yuv_range,
             dst_color_range=self._yuv_range,
-            interpolation=self._encode_flags,
+            interpolation=_ENCODE,
             threads=1,
         )
 

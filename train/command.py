@@ -51,7 +51,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option("--output", required=True, metavar="DIR", help="Run folder; going on is automatic.")
 @_options
 def command(output: str, **values: Any) -> None:
-    r"""Train a generator (stage 1: reconstruction), or go on with the run in the folder.
+    """Train a generator (stage 1: reconstruction), or go on with the run in the folder.
 
     \b
     fastrestore train --data photos/ --track free --minutes 30 --output runs/mine

@@ -44,7 +44,7 @@ def command(
     as_json: bool,
     compare: tuple[str, str] | None,
 ) -> None:
-    r"""Measure latency on this machine, after a warm-up.
+    """Measure latency on this machine, after a warm-up.
 
     Three levels: `backend` is the model alone on a whole picture, `host` one picture with a hole
     in one place from memory to memory, `frames` a noisy video's frames in order.

@@ -32,7 +32,7 @@ def command(
     noise: str,
     overwrite: bool,
 ) -> None:
-    r"""Damage pictures on purpose: black holes, noise, or both.
+    """Damage pictures on purpose: black holes, noise, or both.
 
     Writes NAME.png, and NAME.mask.png (white = hole) where there are holes. The damage depends
     on the picture's name and the ratio alone, so that every program can be given the same.

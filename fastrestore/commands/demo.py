@@ -13,7 +13,7 @@ from fastrestore.commands.options import model_options
 @click.option("-o", "--output", default="demo", show_default=True, metavar="DIR")
 @model_options
 def command(output: str, model: str, backend: str, threads: int | None) -> None:
-    r"""Damage the built-in samples (pictures and a clip) and restore them.
+    """Damage the built-in samples (pictures and a clip) and restore them.
 
     \b
     fastrestore demo

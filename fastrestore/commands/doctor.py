@@ -10,7 +10,7 @@ _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool) -> int:
-    r"""Check this installation: packages, models, backends, codecs. Exit code 4 if one fails.
+    """Check this installation: packages, models, backends, codecs. Exit code 4 if one fails.
 
     \b
     fastrestore doctor

@@ -48,7 +48,7 @@ def command(
     backend: str,
     threads: int | None,
 ) -> None:
-    r"""Measure quality on clean pictures: damage, restore, compare.
+    """Measure quality on clean pictures: damage, restore, compare.
 
     Every method restores the same bytes; the damage depends on a picture's name and the ratio
     alone. Gains are paired by picture, with 95 % bootstrap intervals. Biharmonic filling needs

@@ -14,7 +14,7 @@ SIZES = {"256": (256, 256), "720p": (720, 1280), "1080p": (1088, 1920)}
 @click.command("models")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool) -> None:
-    r"""List shipped models and the sizes a generator can have.
+    """List shipped models and the sizes a generator can have.
 
     Latencies are predicted by a roofline from the boards' data sheets; none was measured.
 

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from fastrestore.batch import Job, Options, Outcome
-    from fastrestore.restore import Restorer
 
 
 @click.command("restore", no_args_is_help=True)
@@ -65,7 +64,7 @@ def command(
     backend: str,
     threads: int | None,
 ) -> int:
-    r"""Restore pictures, folders and videos.
+    """Restore pictures, folders and videos.
 
     With a mask only what it marks changes, every other pixel stays as it was. Without one,
     noise is estimated and removed. `-` reads a picture from stdin; `-o -` writes PNG to stdout.
@@ -147,25 +146,23 @@ def _pipe(
     threads: int | None,
 ) -> None:
     """Restore one picture from stdin, to stdout, or both."""
-    import tempfile
+    import io
     from pathlib import Path
 
     from fastrestore.batch import find_mask
-    from fastrestore.images import encode_picture, read_picture, write_picture
+    from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
     from fastrestore.restore import Restorer
 
     if len(inputs) > 1 or output is None:
         raise InputError("stdin and stdout take one picture: fastrestore restore - -o -")
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(inputs[0])
-        if inputs[0] == "-":
-            source = Path(folder) / "stdin"
-            source.write_bytes(sys.stdin.buffer.read())
+    source = Path("stdin" if inputs[0] == "-" else inputs[0])
+    if inputs[0] == "-":
+        picture = decode_picture(io.BytesIO(sys.stdin.buffer.read()), "stdin", options.max_pixels)
+    else:
         picture = read_picture(source, options.max_pixels)
     mask = find_mask(source, picture.rgb, options, picture)
     with Restorer(model, backend=backend, threads=threads) as restorer:
-        restored: Restorer = restorer
-        out = restored(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+        out = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
     if output == "-":
         sys.stdout.buffer.write(encode_picture(picture, out, ".png"))
     else:

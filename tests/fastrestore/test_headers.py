@@ -160,8 +160,9 @@ def test_pages_and_raw_files(tmp_path: Path) -> None:
     path = tmp_path / "scan.tif"
     Image.fromarray(PHOTO).save(path, save_all=True, append_images=[Image.fromarray(PHOTO)])
     assert "several pages" in refused(path)
-    Image.fromarray(PHOTO).save(path, tiffinfo={254: 1})
-    assert "camera raw" in refused(path)
+    for tag in ({254: 1}, {50706: b"\1\4\0\0"}):  # a preview comes first; a DNG
+        Image.fromarray(PHOTO).save(path, tiffinfo=tag)
+        assert "camera raw" in refused(path)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])

@@ -122,6 +122,8 @@ def test_transparent_pixels_are_the_hole() -> None:
     alpha = np.array([[0, 127, 128, 255]], np.uint8)
     assert mask_from_alpha(Picture(rgb, alpha)).tolist() == [[1, 1, 0, 0]]
     assert mask_from_alpha(Picture(rgb, alpha.astype(np.uint16) * 257)).tolist() == [[1, 1, 0, 0]]
+    edge = np.array([[32895, 32896]], np.uint16)  # 128 of 255 in 16 bits is 32896
+    assert mask_from_alpha(Picture(rgb[:, :2], edge)).tolist() == [[1, 0]]
     with pytest.raises(InputError, match="no alpha channel"):
         mask_from_alpha(Picture(rgb))
 

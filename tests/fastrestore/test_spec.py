@@ -107,7 +107,7 @@ def test_values_out_of_range_are_refused(field: str, value):
 @pytest.mark.parametrize("field", ["multiple", "halo", "levels"])
 def test_text_where_a_number_belongs_is_refused(field: str):
     data = {**json.loads(SPEC.to_json()), field: "16"}
-    with pytest.raises(ModelError, match="cannot be read"):
+    with pytest.raises(ModelError, match="must be positive integers"):
         ModelSpec.from_json(json.dumps(data))
 
 
@@ -186,13 +186,11 @@ def test_bytes_after_the_spec_cannot_crash(tail: bytes, size: int):
         assert read_spec(MODEL + b"\x3a" + varint(size) + tail, "x.onnx") == SPEC
 
 
-@pytest.mark.xfail(raises=KeyError, strict=True, reason="metadata without a key: KeyError escapes")
 def test_metadata_without_a_key_is_refused():
     with pytest.raises(ModelError):
         read_spec(chunk(14, b""), "x.onnx")
 
 
-@pytest.mark.xfail(raises=RecursionError, strict=True, reason="json's RecursionError escapes")
 def test_deeply_nested_spec_is_refused():
     with pytest.raises(ModelError):
         ModelSpec.from_json("[" * 100_000)

@@ -487,9 +487,9 @@ def test_errors_of_the_network_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_full_disk(tmp_path: Path) -> None:
-    source = make_clip(tmp_path / "in.mp4", size=(240, 320))
+    source = make_clip(tmp_path / "in.mp4", size=(96, 128))
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
     try:
         rng = np.random.default_rng(0)
         _refuse(
@@ -564,6 +564,7 @@ def test_encoder_logs_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="sample clips are not beside the repository")
 def test_real_clip_with_two_videos_and_four_other_streams(tmp_path: Path) -> None:
     source = SAMPLES / "nasa_13013.mp4"

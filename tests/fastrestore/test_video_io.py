@@ -20,6 +20,7 @@ from fastrestore.video_io import (
     read_frames,
     write_frames,
 )
+from fastrestore.video_probe import Orientation
 from fastrestore.video_write import OUTPUT_SUFFIXES, choose_encoding
 
 H, W = 48, 64
@@ -111,7 +112,7 @@ def test_files_that_are_no_video(tmp_path: Path, capfd: pytest.CaptureFixture[st
     _refused(tmp_path / "text.mp4", "not a video")
     _refused(cut, "cut off", "copy it again")
     cut.write_bytes(cut.read_bytes()[:1000])
-    _refused(cut, "cut off", "repair")
+    _refused(cut, "cut off")
     _refused(tmp_path / "none.mp4", "no such file")
     _refused(tmp_path, "not a file")
     assert capfd.readouterr() == ("", "")
@@ -202,3 +203,30 @@ def test_frames_written_are_the_frames_read(tmp_path: Path) -> None:
     for a, b in zip(clip, back, strict=True):
         assert np.abs(a.astype(int) - b).max() <= 2
     assert probe(tmp_path / "a.mkv").fps == 24
+
+
+@pytest.mark.parametrize("sign_a", [-65536, 65536])
+@pytest.mark.parametrize("sign_b", [-65536, 65536])
+@pytest.mark.parametrize("sideways", [False, True])
+def test_orientation_is_undone(sideways: bool, sign_a: int, sign_b: int) -> None:
+    turn = (0, sign_a, 0, sign_b, 0) if sideways else (sign_a, 0, 0, 0, sign_b)
+    o = Orientation((*turn, 0, 0, 0, 1 << 30))
+    a = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    assert o.sideways == sideways
+    assert o.upright(a).shape == ((6, 4) if sideways else (4, 6))
+    assert np.array_equal(o.stored(o.upright(a)), a)
+    rgb = np.stack([a, a, a], -1)
+    assert np.array_equal(o.upright(rgb)[..., 0], o.upright(a))
+    # A player sends the stored pixel (x, y) to (a x + c y, b x + d y), moved into the picture.
+    x, y = 5, 1
+    m = [v // 65536 for v in turn]
+    new_x, new_y = m[0] * x + m[3] * y, m[1] * x + m[4] * y
+    h, w = o.upright(a).shape
+    assert o.upright(a)[new_y % h if new_y >= 0 else h - 1 + new_y,
+                        new_x % w if new_x >= 0 else w - 1 + new_x] == a[y, x]  # fmt: skip
+
+
+def test_an_odd_angle_is_left_alone() -> None:
+    o = Orientation((46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30))
+    a = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    assert np.array_equal(o.upright(a), a)

@@ -13,7 +13,6 @@ from fastrestore.errors import InputError
 from fastrestore.yuv import (
     ColourTags,
     Converter,
-    Orientation,
     chroma_mask,
     colour_tags,
     plane_layout,
@@ -82,6 +81,7 @@ def test_patches_to_rgb_and_back(pix_fmt: str, matrix: int, full: bool) -> None:
     for patch in PATCHES:
         yuv = exact_yuv(np.array(patch, float), matrix, full).round()
         frame = flat_frame(pix_fmt, yuv)
+        frame.colorspace = matrix
         rgb = c.to_rgb(frame)
         assert np.abs(rgb - exact_rgb(yuv, matrix, full)).mean() < 0.6
         back = c.to_frame(frame, rgb)
@@ -209,30 +209,3 @@ def test_reserved_tags_become_unspecified() -> None:
 def test_full_range_by_tag_or_by_format() -> None:
     assert colour_tags(flat_frame("yuvj420p", (90, 100, 150))).full
     assert not colour_tags(flat_frame("yuv420p", (90, 100, 150))).full
-
-
-@pytest.mark.parametrize("sign_a", [-65536, 65536])
-@pytest.mark.parametrize("sign_b", [-65536, 65536])
-@pytest.mark.parametrize("sideways", [False, True])
-def test_orientation_is_undone(sideways: bool, sign_a: int, sign_b: int) -> None:
-    turn = (0, sign_a, 0, sign_b, 0) if sideways else (sign_a, 0, 0, 0, sign_b)
-    o = Orientation((*turn, 0, 0, 0, 1 << 30))
-    a = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    assert o.sideways == sideways
-    assert o.upright(a).shape == ((6, 4) if sideways else (4, 6))
-    assert np.array_equal(o.stored(o.upright(a)), a)
-    rgb = np.stack([a, a, a], -1)
-    assert np.array_equal(o.upright(rgb)[..., 0], o.upright(a))
-    # A player sends the stored pixel (x, y) to (a x + c y, b x + d y), moved into the picture.
-    x, y = 5, 1
-    m = [v // 65536 for v in turn]
-    new_x, new_y = m[0] * x + m[3] * y, m[1] * x + m[4] * y
-    h, w = o.upright(a).shape
-    assert o.upright(a)[new_y % h if new_y >= 0 else h - 1 + new_y,
-                        new_x % w if new_x >= 0 else w - 1 + new_x] == a[y, x]  # fmt: skip
-
-
-def test_an_odd_angle_is_left_alone() -> None:
-    o = Orientation((46341, 46341, 0, -46341, 46341, 0, 0, 0, 1 << 30))
-    a = np.arange(6, dtype=np.uint8).reshape(2, 3)
-    assert np.array_equal(o.upright(a), a)
