@@ -11,12 +11,12 @@ import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.batch import Job, Options, run
-from fastrestore.clips import read_frames, write_frames
 from fastrestore.degrade import add_noise, make_mask, punch
 from fastrestore.errors import OutputError
 from fastrestore.images import Picture, read_picture, write_picture
 from fastrestore.metrics import psnr
 from fastrestore.restore import Restorer
+from fastrestore.video_io import read_frames, write_frames
 
 CLIP_FRAMES, CLIP_SIZE = 48, (192, 320)  # rows, columns
 

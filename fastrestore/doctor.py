@@ -63,7 +63,7 @@ CORE = (
         ),
     ),
     Need("PIL", "10.3", ("pillow",)),
-    Need("av", "12", ("av",)),
+    Need("av", "17.1", ("av",)),
     Need("click", "8.1", ("click",)),
     Need("rich", "13", ("rich",)),
 )

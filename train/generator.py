@@ -10,6 +10,7 @@ from fastrestore.presets import IN_CHANNELS, UNSHUFFLE, Preset
 from fastrestore.train.fusion import correction_gain
 from fastrestore.train.layers import EdgeConv, ResidualBlock
 
+
 class Generator(nn.Module):
     """Predicts a correction to the base image.
 

@@ -35,7 +35,7 @@ def command(as_json: bool) -> None:
         macs = ", ".join(f"{n} {v:.2f}" for n, v in p["gmac"].items())
         click.echo(
             f"\n{p['name']}: {p['parameters'] / 1e6:.2f} M parameters, GMAC {macs};\n  "
-            f"{p['kflop_per_pixel']:.1f} kFLOP a pixel, receptive field {p['receptive_field_px']} px"
+            f"{p['kflop_per_pixel']:.1f} kFLOP a pixel, sees {p['receptive_field_px']} px across"
         )
         for board, ms in p["predicted_ms_1080p"].items():
             click.echo(

@@ -23,7 +23,7 @@ def model_options(command: F) -> F:
             type=click.Choice(["auto", "ort", "openvino"]),
             default="auto",
             show_default=True,
-            help="What runs the model; auto takes OpenVINO where it is installed.",
+            help="What runs the model; auto is ort. OpenVINO pays for long videos.",
         ),
         click.option(
             "--model",
