@@ -6,7 +6,8 @@
 
 Pictures come from DATA (default ../shared/data/test). Scores per picture go to
 results/quality.json, so that a new model is compared with what the others reached on the very
-same bytes; results/quality.md is the table. One thread per method.
+same bytes; results/quality.md is the whole table, its short form goes into the README. One thread
+per method; times are of this machine, whatever else it was doing.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ def main() -> None:
                 measure(results, folder, damage, models, a.only, a.redo, a.backend, env)
     table = "\n\n".join(report(results, *row) for row in TABLE)
     (HERE / "results" / "quality.md").write_text(table + "\n")
+    write_readme(compact(results))
     print(table)
 
 
@@ -105,15 +107,52 @@ def measure(
         print(f"{folder} {damage.label} {name}: {mean:.2f} dB, n {len(scores)}", file=sys.stderr)
 
 
+def compact(results: dict[str, Any]) -> str:
+    """Format the README's table: ours beside the others, and the gain over the best of them."""
+    lines = [
+        "| pictures | damage | n | ours | input or Telea | Navier-Stokes | biharmonic | bilateral "
+        "| non-local means | gain over the best, 95 % |",
+        "| --- " * 10 + "|",
+    ]
+    columns = ("telea", "navier_stokes", "biharmonic", "bilateral", "non_local_means")
+    for folder, damages, models in TABLE:
+        for damage in damages:
+            entry = results.get(f"{folder} | {damage.label}", {})
+            for model in (m for m in models if m in entry):
+                rows = {r.method: r for r in summarise(_scores(entry, damage.label), model)}
+                rivals = [rows[c] for c in ("input", *columns) if c in rows]
+                best = min(rivals, key=lambda r: r.gain[0] if r.gain else 0.0)
+                cells = [f"{rows[c].psnr:.2f}" if c in rows else "" for c in columns]
+                cells[0] = cells[0] or f"{rows['input'].psnr:.2f}"
+                gain = "{:+.2f} ({:+.2f} to {:+.2f})".format(*best.gain) if best.gain else ""
+                ours = f"`{model}` **{rows[model].psnr:.2f}**"
+                cells = [folder, damage.label, str(rows[model].n), ours, *cells, gain]
+                lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def write_readme(table: str) -> None:
+    """Put the table between its markers in README.md."""
+    readme = HERE.parent / "README.md"
+    head, start, rest = readme.read_text().partition("<!-- quality -->\n")
+    _, end, tail = rest.partition("<!-- /quality -->")
+    if start and end:
+        readme.write_text(head + start + table + "\n" + end + tail)
+
+
+def _scores(entry: dict[str, Any], label: str) -> list[Score]:
+    out: list[Score] = []
+    for method, e in entry.items():
+        columns = zip(e["picture"], e["psnr"], e["hole_psnr"], e["ssim"], e["seconds"], strict=True)
+        out += [Score(p, label, method, a, b, c, t) for p, a, b, c, t in columns]
+    return out
+
+
 def report(results: dict[str, Any], folder: str, damages: list[Damage], models: list[str]) -> str:
     """Format one set's table; gains are of the first model that was measured."""
     scores: list[Score] = []
     for damage in damages:
-        for method, e in results.get(f"{folder} | {damage.label}", {}).items():
-            columns = zip(
-                e["picture"], e["psnr"], e["hole_psnr"], e["ssim"], e["seconds"], strict=True
-            )
-            scores += [Score(p, damage.label, method, a, b, c, t) for p, a, b, c, t in columns]
+        scores += _scores(results.get(f"{folder} | {damage.label}", {}), damage.label)
     found = {s.method for s in scores}
     ours = next((m for m in models if m in found), models[0])
     return f"### {folder}, gains of {ours}\n\n" + markdown(summarise(scores, ours))

@@ -123,10 +123,10 @@ def test_run_from_the_command_line(tmp_path: Path) -> None:
         coarse = Image.fromarray(rng.integers(0, 256, (5, 5, 3), np.uint8))
         coarse.resize((70, 66), Image.Resampling.BICUBIC).save(data / f"{i}.png")
     (data / "broken.jpg").write_bytes(b"no picture")
-    options = "--track free --preset nano --steps 4 --batch 2 --crop 32 --large-crop 64"
+    options = "--track free --preset nano --steps 4 --batch 2 --crop 32 --large-crop 32"
     done = python(
         *("-m", "fastrestore", "train", "--data", f"{data}=2", "--output", str(output)),
-        *(*options.split(), "--large-share", "0.5", "--held-out", "2"),
+        *(*options.split(), "--large-share", "0.5", "--held-out", "1"),
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""

@@ -105,12 +105,12 @@ def test_learns_a_fixed_set(folder: Path, tmp_path: Path, monkeypatch: pytest.Mo
     sample = sample_of(folder, 4)
     assert 0 < sample.noisy.sum() < 4
     monkeypatch.setattr(loop, "make_sample", lambda *_: sample)
-    config = make_config(folder, steps=60, lr=0.01, large_share=0.0)
+    config = make_config(folder, steps=40, lr=0.02, large_share=0.0)
     run = train(config, tmp_path)
     before, after = loss_of(start(config), sample), loss_of(run, sample)
     assert after < 0.75 * before
     assert loss_of(replace(run, net=run.ema), sample) < 0.8 * before
-    assert (run.step, run.crops) == (60, 240)
+    assert (run.step, run.crops) == (40, 160)
 
 
 @pytest.mark.parametrize("step", [3, 7], ids=["small crops", "large crops"])
@@ -313,7 +313,7 @@ def test_rate_warms_up_and_falls_by_a_cosine(folder: Path) -> None:
     assert rates[55] == pytest.approx(0.005)  # half way down
     assert rates[32] == pytest.approx(0.005 * (1 + math.cos(math.pi * 22 / 90)))
     assert rates[-1] == pytest.approx(1e-5)
-    assert all(a > b for a, b in itertools.pairwise(rates))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:98]))  # then a floor
 
 
 def test_update_clips_the_small_gradients_and_averages(folder: Path) -> None:

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastrestore.arrays import U8
+from fastrestore.spec import ModelSpec
+from fastrestore.tiles import LIMIT_PX, WIDE_PX, Region, plan
+
+GRID, HALO = 64, 64
+SPEC = ModelSpec("t", "tiny", 16, HALO, 6, "free", "none")
+SMALLEST_PX = 2**19  # tiles need room for a halo and for a hole of WIDE_PX: no limit is below this
+
+
+def blank(height: int, width: int) -> U8:
+    return np.zeros((height, width), np.uint8)
+
+
+def with_hole(height: int, width: int, y: int, x: int, h: int, w: int) -> U8:
+    mask = blank(height, width)
+    mask[y : y + h, x : x + w] = 1
+    return mask
+
+
+def area(r: Region) -> int:
+    return (r.seen[0].stop - r.seen[0].start) * (r.seen[1].stop - r.seen[1].start)
+
+
+def times_kept(regions: list[Region], height: int, width: int) -> U8:
+    count = blank(height, width)
+    for r in regions:
+        count[r.kept] += 1
+    return count
+
+
+def check(regions: list[Region], height: int, width: int, limit_px: int) -> None:
+    """What holds for every plan."""
+    for r in regions:
+        for seen, kept, size in zip(r.seen, r.kept, (height, width), strict=True):
+            assert 0 <= seen.start <= kept.start < kept.stop <= seen.stop <= size
+            assert seen.start % GRID == 0
+            assert seen.start <= max(0, kept.start - HALO)
+            assert seen.stop >= min(size, kept.stop + HALO)
+        assert 0 < r.scale <= 1
+        assert area(r) * r.scale**2 <= limit_px * 1.0001
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> U8:
+    """Odd sizes, a few rectangles of any size, sometimes dust all over."""
+    height, width = draw(st.integers(1, 1500)), draw(st.integers(1, 1500))
+    mask = blank(height, width)
+    for _ in range(draw(st.integers(0, 4))):
+        y, x = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        mask[y : y + draw(st.integers(1, 500)), x : x + draw(st.integers(1, 500))] = 1
+    if draw(st.booleans()):
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        points = rng.integers(0, (height, width), (30, 2))
+        mask[points[:, 0], points[:, 1]] = 1
+    return mask
+
+
+@given(masks(), st.sampled_from([SMALLEST_PX, 2**20, LIMIT_PX]))
+def test_every_hole_pixel_is_kept_exactly_once(mask: U8, limit_px: int) -> None:
+    regions = plan(*mask.shape, mask, SPEC, limit_px)
+    check(regions, *mask.shape, limit_px)
+    count = times_kept(regions, *mask.shape)
+    assert (count[mask > 0] == 1).all()
+    assert count.max(initial=0) <= 1
+    assert all(mask[r.kept].any() for r in regions)  # nothing is run for nothing
+
+
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.sampled_from([2**16, 2**17, SMALLEST_PX, LIMIT_PX]),
+)
+def test_without_a_mask_every_pixel_is_kept_exactly_once(
+    height: int, width: int, limit_px: int
+) -> None:
+    regions = plan(height, width, None, SPEC, limit_px)
+    check(regions, height, width, limit_px)
+    assert all(r.scale == 1 for r in regions)
+    assert (times_kept(regions, height, width) == 1).all()
+    assert len(regions) == 1 or height * width > limit_px
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 700), (700, 1), (333, 517)])
+def test_an_empty_mask_needs_nothing(size: tuple[int, int]) -> None:
+    assert plan(*size, blank(*size), SPEC) == []
+
+
+def test_a_small_hole_is_seen_with_its_halo_only() -> None:
+    (r,) = plan(1000, 1000, with_hole(1000, 1000, 500, 300, 10, 20), SPEC)
+    assert r.kept == (slice(500, 510), slice(300, 320))
+    assert r.seen == (slice(384, 576), slice(192, 384))
+    assert r.scale == 1
+
+
+def test_distant_holes_are_apart_and_near_ones_together() -> None:
+    near = with_hole(1000, 1000, 100, 100, 10, 10) | with_hole(1000, 1000, 100, 200, 10, 10)
+    far = with_hole(1000, 1000, 100, 100, 10, 10) | with_hole(1000, 1000, 800, 800, 10, 10)
+    assert len(plan(1000, 1000, near, SPEC)) == 1
+    assert len(plan(1000, 1000, far, SPEC)) == 2
+
+
+@pytest.mark.parametrize("at", [(300, 400), (0, 400), (300, 0), (0, 0), (848, 1040)])
+def test_a_hole_of_half_the_limit_is_never_wide(at: tuple[int, int]) -> None:
+    mask = with_hole(1000, 1200, *at, WIDE_PX // 2, WIDE_PX)
+    (r,) = plan(1000, 1200, mask, SPEC)
+    assert area(r) < mask.size
+    assert r.scale == 1
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        pytest.param((300, 400, 170, 170), id="amid"),
+        pytest.param((0, 0, 140, 140), id="corner: known pixels on two sides only"),
+        pytest.param((0, 300, 140, 500), id="edge"),
+        pytest.param((0, 500, 1000, 180), id="band"),
+    ],
+)
+def test_a_wide_hole_sees_the_whole_picture(at: tuple[int, int, int, int]) -> None:
+    mask = with_hole(1000, 1200, *at)
+    (r,) = plan(1000, 1200, mask, SPEC)
+    assert r.seen == (slice(0, 1000), slice(0, 1200))
+    assert r.kept == (slice(at[0], at[0] + at[2]), slice(at[1], at[1] + at[3]))
+    assert r.scale == 1
+
+
+def test_thin_holes_are_never_wide_however_long() -> None:
+    mask = with_hole(1000, 1200, 500, 0, 40, 1200)
+    (r,) = plan(1000, 1200, mask, SPEC)
+    assert r.seen[0] == slice(384, 640)
+
+
+def test_a_wide_hole_beyond_the_limit_is_reduced() -> None:
+    mask = with_hole(4000, 5000, 1000, 1000, 1500, 2000)
+    (r,) = plan(4000, 5000, mask, SPEC)
+    assert r.scale < 1
+    assert area(r) * r.scale**2 == pytest.approx(LIMIT_PX, rel=1e-3)
+    assert all(seen.stop - seen.start >= 1500 for seen in r.seen)  # much around it, too
+
+
+@pytest.mark.parametrize("y", [300, 700, 1100, 1700])
+def test_tiles_see_the_holes_they_cut_whole(y: int) -> None:
+    """Dust joins everything into one group of holes, which is cut into tiles."""
+    mask = blank(2100, 2300)
+    mask[::100, ::100] = 1
+    holes = [(slice(y, y + WIDE_PX), slice(x, x + 140)) for x in range(50, 2000, 330)]
+    for hole in holes:
+        mask[hole] = 1
+    regions = plan(*mask.shape, mask, SPEC)
+    assert len(regions) > 1
+    check(regions, *mask.shape, LIMIT_PX)
+    for r in regions:
+        for hole in holes:
+            pairs = list(zip(r.seen, r.kept, hole, mask.shape, strict=True))
+            if all(k.start < h.stop and h.start < k.stop for _, k, h, _ in pairs):
+                for seen, _, h, size in pairs:
+                    assert seen.start <= max(0, h.start - HALO)
+                    assert seen.stop >= min(size, h.stop + HALO)

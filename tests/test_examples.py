@@ -1,0 +1,88 @@
+"""README's code blocks and the examples in the help texts are run, so that they stay true."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastrestore.demo import sample_folder
+from fastrestore.video_io import write_frames
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return [body for name, body in fences if name == language]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that README's commands name, small."""
+    top = tmp_path_factory.mktemp("readme")
+    small = Image.open(sample_folder() / "vegetables.webp").convert("RGB").resize((96, 80))
+    hole = np.zeros((80, 96), np.uint8)
+    hole[30:40, 40:60] = 255
+    noisy = np.asarray(small) + np.random.default_rng(0).normal(0, 15, (80, 96, 3))
+    small.save(top / "photo.jpg")
+    Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(top / "noisy.png")
+    for name in ("holes.png", "logo.png", "masks/one.png"):
+        (top / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(hole).save(top / name)
+    (top / "scans").mkdir()
+    small.save(top / "scans" / "one.png")
+    write_frames(top / "clip.mkv", [np.asarray(small)] * 4, fps=25, codec="ffv1")
+    run(top, "restore clip.mkv -o clip.mp4 --clean 0")
+    (top / "photos").mkdir()
+    for i in range(60):
+        small.resize((64, 64)).rotate(i).save(top / "photos" / f"{i:02}.png")
+    return top
+
+
+def run(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
+    out = subprocess.run(
+        [sys.executable, "-m", "fastrestore", *shlex.split(command, comments=True)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert out.returncode == 0, f"{command}\n{out.stderr}"
+    return out
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("") for line in block.splitlines()]
+    return [c.removeprefix("fastrestore ") for c in lines if c.startswith("fastrestore ")]
+
+
+def test_readme_has_commands_and_python() -> None:
+    assert len(commands()) >= 8
+    assert len(blocks("python")) >= 1
+
+
+def test_commands_of_the_readme(folder: Path) -> None:
+    for command in commands():
+        # An hour of training becomes two steps on small crops; all else runs as it stands.
+        quick = command.replace(
+            "--minutes 60",
+            "--steps 2 --batch 1 --crop 32 --large-crop 64 --held-out 2 --preset nano",
+        )
+        run(folder, quick)
+    assert (folder / "photo.restored.jpg").exists()
+    assert (folder / "clean" / "one.png").exists()
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_python_of_the_readme(code: str) -> None:
+    exec(compile(code, "README.md", "exec"), {})  # noqa: S102  our own README
