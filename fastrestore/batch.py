@@ -210,6 +210,9 @@ def _picture(
     mask = find_mask(job.source, picture.rgb, options, picture)
     notes = _empty_note(mask, options)
     restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+    if options.sigma == "auto" or (options.sigma is None and mask is None):
+        found = f"sigma {restorer.sigma:.1f}" if restorer.sigma else "none, nothing is removed"
+        notes.append(f"noise: {found}")
     write_picture(job.target, picture, restored, quality=options.quality)
     return (w, h), 1, notes
 

@@ -24,6 +24,9 @@ class Restorer:
     """Restores pictures, and videos frame by frame, with one loaded model.
 
     Not thread-safe: it keeps the state of the current video.
+
+    Attributes:
+        sigma: Noise that the last call removed, 0-255 scale: given or estimated.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class Restorer:
         self._backend = open_backend(model, backend, threads)
         self._limit_px = limit_px
         self._state: U8 | None = None
+        self.sigma = 0.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -96,6 +100,7 @@ class Restorer:
             InputError: Wrong shape or dtype, sigma out of range, or a mask that leaves nothing.
         """
         hole, grown, noise = self._check(image, mask, sigma, grow_px)
+        self.sigma = noise
         restored, _ = self._step(image, grown, None, noise, self._plan(image, grown, noise))
         return _composite(image, restored, hole, grown, noise)
 
@@ -118,6 +123,7 @@ class Restorer:
     ) -> U8:
         """Restore the next frame of a video; see `video`."""
         hole, grown, noise = self._check(image, mask, sigma, grow_px)
+        self.sigma = noise
         if self._state is not None and self._state.shape[:2] != image.shape[:2]:
             self._state = None
         regions = self._plan(image, grown, noise)
@@ -156,7 +162,7 @@ class Restorer:
         restored, after = image.copy(), before.copy()
         for r in regions:
             y, x = r.seen
-            out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r.scale)
+            out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r)
             inner = tuple(
                 slice(k.start - s.start, k.stop - s.start)
                 for k, s in zip(r.kept, r.seen, strict=True)
@@ -164,21 +170,31 @@ class Restorer:
             restored[r.kept], after[r.kept] = out[inner], new[inner]
         return restored, after
 
-    def _run(self, image: U8, mask: U8, state: U8, sigma: float, scale: float) -> tuple[U8, U8]:
+    def _run(self, image: U8, mask: U8, state: U8, sigma: float, r: Region) -> tuple[U8, U8]:
         """Run one region; a reduced one comes back enlarged, without a state."""
-        h, w = image.shape[:2]
-        if scale < 1:
-            small, _ = self._run(*_reduce(image, mask, scale), sigma, 1.0)
-            return _resize(small, h, w), np.zeros_like(state)
+        if r.scale == 1:
+            return self._run_padded(image, mask, state, sigma, r.border)
+        small, hole = _reduce(image, mask, r.scale)
+        empty = np.zeros((*hole.shape, 4), np.uint8)
+        out, _ = self._run_padded(small, hole, empty, sigma, r.border)
+        return _resize(out, *mask.shape), np.zeros_like(state)
+
+    def _run_padded(
+        self, image: U8, mask: U8, state: U8, sigma: float, border: tuple[int, int]
+    ) -> tuple[U8, U8]:
+        """Repeat the edges up to what the model takes, run, and cut them off again."""
+        h, w = mask.shape
+        top, left = border
         m = self.spec.multiple
-        pad = ((0, -h % m), (0, -w % m), (0, 0))
-        padded = [
+        pad = ((top, -(h + top) % m), (left, -(w + left) % m), (0, 0))
+        frame, hole, past = (
             np.ascontiguousarray(np.pad(a, pad, mode="edge")[None])
             for a in (image, mask[..., None], state)
-        ]
+        )
         noise: F32 = np.full(1, sigma, np.float32)
-        restored, after = self._backend.run(padded[0], padded[1], padded[2], noise)
-        return restored[0, :h, :w], after[0, :h, :w]
+        restored, after = self._backend.run(frame, hole, past, noise)
+        inside = (0, slice(top, top + h), slice(left, left + w))
+        return restored[inside], after[inside]
 
 
 def _composite(image: U8, restored: U8, hole: U8 | None, grown: U8 | None, sigma: float) -> U8:
@@ -192,8 +208,8 @@ def _composite(image: U8, restored: U8, hole: U8 | None, grown: U8 | None, sigma
     return np.where(weight > 0, mixed, image).astype(np.uint8)
 
 
-def _reduce(image: U8, mask: U8, scale: float) -> tuple[U8, U8, U8]:
-    """Shrink a picture; a reduced pixel is a hole where most of its sources are."""
+def _reduce(image: U8, mask: U8, scale: float) -> tuple[U8, U8]:
+    """Shrink picture and mask; a reduced pixel is a hole where most of its sources are."""
     import cv2
 
     h, w = (max(1, int(s * scale)) for s in mask.shape)
@@ -202,7 +218,7 @@ def _reduce(image: U8, mask: U8, scale: float) -> tuple[U8, U8, U8]:
     colour = cv2.resize(image * known[..., None], (w, h), interpolation=cv2.INTER_AREA)
     small = np.rint(colour / np.maximum(weight, 1e-3)[..., None]).clip(0, 255).astype(np.uint8)
     hole = (weight < 0.5).astype(np.uint8)
-    return small, hole, np.zeros((h, w, 4), np.uint8)
+    return small, hole
 
 
 def _resize(image: U8, height: int, width: int) -> U8:

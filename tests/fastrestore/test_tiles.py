@@ -106,9 +106,9 @@ def test_distant_holes_are_apart_and_near_ones_together() -> None:
     assert len(plan(1000, 1000, far, SPEC)) == 2
 
 
-@pytest.mark.parametrize("at", [(300, 400), (0, 400), (300, 0), (0, 0), (848, 1040)])
-def test_a_hole_of_half_the_limit_is_never_wide(at: tuple[int, int]) -> None:
-    mask = with_hole(1000, 1200, *at, WIDE_PX // 2, WIDE_PX)
+@pytest.mark.parametrize("at", [(300, 400), (0, 400), (300, 0), (0, 0), (940, 1040)])
+def test_a_narrow_hole_is_never_wide(at: tuple[int, int]) -> None:
+    mask = with_hole(1000, 1200, *at, 60, WIDE_PX)
     (r,) = plan(1000, 1200, mask, SPEC)
     assert area(r) < mask.size
     assert r.scale == 1
@@ -145,7 +145,7 @@ def test_a_wide_hole_beyond_the_limit_is_reduced() -> None:
     assert all(seen.stop - seen.start >= 1500 for seen in r.seen)  # much around it, too
 
 
-@pytest.mark.parametrize("y", [300, 700, 1100, 1700])
+@pytest.mark.parametrize("y", [300, 1160, 1200, 1270])
 def test_tiles_see_the_holes_they_cut_whole(y: int) -> None:
     """Dust joins everything into one group of holes, which is cut into tiles."""
     mask = blank(2100, 2300)
