@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fastrestore import restore as restore_module
 from fastrestore.arrays import F32, U8
-from fastrestore.backend import find_model, open_backend
+from fastrestore.backend import find_model
 from fastrestore.degrade import add_noise, punch
 from fastrestore.demo import sample_folder
 from fastrestore.errors import InputError
@@ -21,6 +21,7 @@ from fastrestore.metrics import hole_psnr, psnr
 from fastrestore.noise import estimate_sigma
 from fastrestore.restore import Restorer
 from fastrestore.spec import ModelSpec, read_spec
+from fastrestore.tiles import BORDER_PX, plan
 
 TILED_PX = 2**16  # the smallest tiles
 SPEC = ModelSpec("fake", "tiny", 16, 64, 6, "free", "none")
@@ -39,22 +40,18 @@ def tiled() -> Iterator[Restorer]:
 
 
 @pytest.fixture(scope="module")
-def whole() -> Iterator[Callable[..., U8]]:
-    """The model alone on a whole picture, composited by hand."""
-    backend = open_backend("tiny", "ort", 1)
-    multiple = backend.spec.multiple
+def whole(restorer: Restorer) -> Callable[..., U8]:
+    """Restores a picture in one run that sees all of it, whatever the mask."""
+
+    def everything(height: int, width: int, _mask: Any, spec: ModelSpec, _limit: int) -> Any:
+        return plan(height, width, None, spec, height * width)
 
     def run(image: U8, mask: U8, sigma: float = 0) -> U8:
-        h, w = mask.shape
-        pad = ((0, -h % multiple), (0, -w % multiple), (0, 0))
-        state = np.zeros((h, w, 4), np.uint8)
-        batch = [np.pad(a, pad, mode="edge")[None] for a in (image, mask[..., None], state)]
-        out, _ = backend.run(batch[0], batch[1], batch[2], np.full(1, sigma, np.float32))
-        restored = out[0, :h, :w]
-        return np.where(mask[..., None] > 0, restored, image) if sigma == 0 else restored
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(restore_module, "plan", everything)
+            return restorer(image, mask, sigma=sigma)
 
-    yield run
-    backend.close()
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +255,8 @@ def test_without_noise_and_hole_nothing_is_run(negative: Negative, scene: U8) ->
 def test_noise_is_removed(restorer: Restorer, scene: U8, sigma: float) -> None:
     clean = part(scene, 200, 100, 128, 160)
     noisy = add_noise(clean, sigma, np.random.default_rng(1))
-    for given in (float(sigma), "auto"):
-        assert psnr(restorer(noisy, sigma=given), clean) > psnr(noisy, clean) + 3
+    for told in (sigma, estimate_sigma(noisy)):
+        assert psnr(restorer(noisy, sigma=told), clean) > psnr(noisy, clean) + 3
 
 
 def test_holes_are_filled_better_than_by_one_colour(restorer: Restorer, scene: U8) -> None:
@@ -301,8 +298,9 @@ def test_padding_repeats_the_edge(negative: Negative) -> None:
     image = np.random.default_rng(0).integers(0, 256, (17, 30, 3), np.uint8)
     mask = with_hole(image, 10, 20, 7, 10)
     Restorer("any")(image, mask, sigma=5)
-    assert np.array_equal(seen[0], np.pad(image, ((0, 15), (0, 2), (0, 0)), mode="edge"))
-    assert np.array_equal(seen[1], np.pad(mask, ((0, 15), (0, 2)), mode="edge"))
+    around = [(BORDER_PX, -(n + BORDER_PX) % SPEC.multiple) for n in (17, 30)]
+    assert np.array_equal(seen[0], np.pad(image, (*around, (0, 0)), mode="edge"))
+    assert np.array_equal(seen[1], np.pad(mask, around, mode="edge"))
 
 
 # Crops and tiles against the whole picture.
@@ -406,7 +404,7 @@ def test_memory_is_bounded(
     Restorer("any", limit_px=limit_px)(image, mask, sigma=sigma)
     assert bool(negative.shapes) == (mask is not None or sigma > 0)
     for _, h, w, _ in negative.shapes:
-        assert h * w <= limit_px + 16 * (h + w)  # padding
+        assert h * w <= limit_px + (BORDER_PX + SPEC.multiple) * (h + w)  # what is padded
 
 
 # Video.
@@ -584,7 +582,7 @@ def test_what_is_no_picture_is_refused(negative: Negative, image: Any) -> None:
 
 @pytest.mark.parametrize("mask", [MASK[:5], MASK.T, MASK.astype(np.float64), IMAGE])
 def test_what_is_no_mask_is_refused(negative: Negative, mask: Any) -> None:
-    with pytest.raises(InputError, match="^mask is "):
+    with pytest.raises(InputError, match=r"^mask is "):
         Restorer("any")(IMAGE, mask)
 
 
