@@ -33,7 +33,7 @@ class TrainConfig:
         edge: Weight of the Sobel edge term (gamma in the paper, kernels / 8).
         log_mse: Weight of the log mean-square-error term: PSNR itself, sample by sample.
         noisy: Share of samples with noise.
-        max_sigma: Noise is uniform up to this standard deviation, 0-255 scale.
+        max_sigma: Strongest noise, 0-255 scale; weak noise is drawn more often.
         max_ratio: Holes cover up to this share of a crop.
         ema: Decay of the averaged weights, which are what ships.
         clip: Largest norm of the AdamW gradients.

@@ -125,7 +125,8 @@ class Sampler:
         """Draw `n` samples; see `Batch`."""
         c, rng = self.crop, self.rng
         clean = np.stack([self._picture() for _ in range(n)])
-        sigma = np.where(rng.random(n) < self.noisy, rng.uniform(0, self.max_sigma, n), 0)
+        # Squared: half of the noise is below a quarter of the strongest, as in real pictures.
+        sigma = self.max_sigma * rng.random(n) ** 2 * (rng.random(n) < self.noisy)
         holes = (sigma == 0) | (rng.random(n) < 0.5)
         mask = np.stack([self._mask() if h else np.zeros((c, c), np.uint8) for h in holes])
         remembers = rng.random(n) < 0.3

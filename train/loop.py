@@ -122,7 +122,7 @@ def generator_loss(run: Run, sample: Sample) -> Tensor:
     c = run.config
     with torch.autocast(c.device, torch.bfloat16):
         output = run.net.restore(sample.packed)
-    weights = losses.pixel_weights(sample.mask, sample.noisy)
+    weights = losses.pixel_weights(sample.mask, sample.noise)
     loss = torch.zeros((), device=output.device)
     for weight, term in ((c.l1, losses.l1), (c.edge, losses.edge), (c.log_mse, losses.log_mse)):
         if weight:

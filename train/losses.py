@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastrestore.train.fusion import gradients
 
 
-def pixel_weights(mask: Tensor, noisy: Tensor) -> Tensor:
+def pixel_weights(mask: Tensor, noise: Tensor) -> Tensor:
     """Weights of the reconstruction terms.
 
     A clean sample counts in its hole alone, normalised by the hole's area: elsewhere the base is
     the target already, and a whole-picture mean would be met by doing nothing. A noisy sample
-    counts everywhere, the hole six times.
+    counts everywhere, the hole six times, and the more the weaker its noise: by the inverse of
+    the error that a good denoiser leaves (about 3, 7 and 11 levels at sigma 5, 25 and 50), so that
+    weak noise is not drowned by strong.
 
     Args:
         mask: float, `(N, 1, H, W)`, 1 = hole.
-        noisy: float, `(N, 1, 1, 1)`, 1 where the sample has noise.
+        noise: float, `(N, 1, H, W)`, standard deviation of the base, 0-255 scale.
 
     Returns:
         float, `(N, 1, H, W)`.
     """
     share = mask.mean((2, 3), keepdim=True).clamp(min=0.02)
-    return noisy * (1 + 5 * mask) + (1 - noisy) * 0.6 * mask / share
+    everywhere = (1 + 5 * mask) * (30 / (noise + 5)) ** 0.75  # 1 at sigma 25
+    in_hole = 0.6 * mask / share
+    return torch.where(noise.amax((1, 2, 3), keepdim=True) > 0, everywhere, in_hole)
 
 
 def l1(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class Sample(NamedTuple):
     packed: Tensor  # 8 channels, network input
     target: Tensor  # 3 channels, 0-1
     mask: Tensor  # 1 channel, 1 = hole
-    noisy: Tensor  # (N, 1, 1, 1), 1 where sigma > 0
+    noise: Tensor  # 1 channel, standard deviation of the base, 0-255 scale
 
 
 def make_sample(batch: Batch, rng: torch.Generator, device: torch.device) -> Sample:
@@ -51,4 +51,4 @@ def make_sample(batch: Batch, rng: torch.Generator, device: torch.device) -> Sam
     soft_mask = mask * (1 - trust)
     misjudged = torch.exp(0.2 * (random(n, 1, 1, 1) - 0.5))  # sigma is estimated in use
     packed = pack(base / 255, soft_mask, spread * misjudged * (1 - soft_mask))
-    return Sample(packed, clean / 255, mask, (sigma > 0).float())
+    return Sample(packed, clean / 255, mask, spread)

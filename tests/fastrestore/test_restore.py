@@ -431,9 +431,7 @@ def test_the_past_helps_a_static_clip(restorer: Restorer, scene: U8) -> None:
     clean = part(scene, 200, 100)
     for sigma in (25.0, "auto"):
         restorer.reset()
-        figures = [
-            psnr(f, clean) for f in restorer.video(noisy_clip(clean, 11, 25), sigma=sigma)
-        ]
+        figures = [psnr(f, clean) for f in restorer.video(noisy_clip(clean, 11, 25), sigma=sigma)]
         assert figures[10] > figures[0] + 3
         assert min(figures) > figures[0] - 0.3
 

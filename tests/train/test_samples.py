@@ -143,6 +143,15 @@ def test_trusted_pixels_carry_true_content_as_far_as_the_soft_mask_says(
     ].mean() * (1 + 1e-4)
 
 
+def test_trust_is_from_half_to_all() -> None:
+    n = 200
+    every = np.ones((n, 4, 4), np.uint8)
+    soft = sample(make_batch(np.zeros((n, 4, 4, 3), np.uint8), mask=every, trusted=every))
+    trust = 1 - soft.packed[:, 3, 0, 0]
+    assert 0.5 <= trust.min() < 0.52
+    assert 0.98 < trust.max() <= 1
+
+
 @pytest.mark.parametrize("sigma", [0.0, 25.0])
 def test_is_what_a_still_leaves_in_the_graph(
     clean: np.ndarray, mask: np.ndarray, sigma: float
