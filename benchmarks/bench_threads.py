@@ -2,8 +2,8 @@
 
     python benchmarks/bench_threads.py
 
-The choice in fastrestore/backends/ort.py (all usable cores, no spinning) rests on this. Run it on an
-idle machine and on a busy one; p50 of wall time and processor time of one call, in ms.
+The choice in fastrestore/backends/ort.py (all usable cores, no spinning) rests on this. Run it on
+an idle machine and on a busy one; p50 of wall time and processor time of one call, in ms.
 """
 
 from __future__ import annotations

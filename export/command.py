@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from fastrestore.errors import InputError, OutputError
+from fastrestore.errors import InputError, OutputError, need
 from fastrestore.presets import PRESETS
 
 LICENCES = {
@@ -47,10 +47,10 @@ def command(
     fastrestore export runs/mine -o mine.onnx
     fastrestore restore photo.jpg --mask holes.png --model mine.onnx
     """
-    from fastrestore.export.card import write_card
-    from fastrestore.export.export import export_model
-    from fastrestore.train import checkpoint
-    from fastrestore.train.generator import Generator
+    write_card = need("fastrestore.export.card", "export").write_card
+    export_model = need("fastrestore.export.export", "export").export_model
+    checkpoint = need("fastrestore.train.checkpoint", "export")
+    generator_class = need("fastrestore.train.generator", "export").Generator
 
     target = Path(output)
     if target.suffix != ".onnx":
@@ -59,7 +59,7 @@ def command(
         raise OutputError(f"{output}: exists; use --overwrite")
     tensors, record = checkpoint.load(Path(run))
     config = record["config"]
-    generator = Generator(PRESETS[config["preset"]])
+    generator = generator_class(PRESETS[config["preset"]])
     try:
         generator.load_state_dict(checkpoint.part_of(tensors, "ema"))
     except RuntimeError as e:

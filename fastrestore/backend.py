@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 from typing import Literal, Protocol, get_args
@@ -45,6 +46,22 @@ def blank_batch(shape: tuple[int, int, int]) -> tuple[U8, U8, U8, F32]:
     """Return frame, mask, state and sigma of zeros for `(N, H, W)`."""
     frame, mask, state = (np.zeros((*shape, c), np.uint8) for c in (3, 1, 4))
     return frame, mask, state, np.zeros(shape[0], np.float32)
+
+
+def has_state(model: str, inputs: Iterable[str], outputs: Iterable[str]) -> bool:
+    """Return whether a graph keeps a state; one for stills only has none.
+
+    Raises:
+        ModelError: It takes or gives something else than a restorer.
+    """
+    names = {*inputs, *outputs}
+    missing = {"frame", "mask", "sigma", "restored"} ^ (names - {"state", "state_out"})
+    if missing or ("state" in names) != ("state_out" in names):
+        raise ModelError(
+            f"{model}: its inputs and outputs are not those of a restorer "
+            f"({', '.join(sorted(missing)) or 'half a state'}); export it with `fastrestore export`"
+        )
+    return "state" in names
 
 
 def weights_folder() -> Path:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import label
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     PICTURE_SUFFIXES,
@@ -129,7 +130,7 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
     names = list(inputs)
     sources: list[Path] = []
     for name in names:
-        sources += _expand(name)
+        sources += _expand(name, skip_results=output is None)
     many = len(sources) > 1 or any(Path(n).is_dir() for n in names)
     out = Path(output) if output else None
     as_folder = out is not None and (many or out.is_dir() or (output or "").endswith(("/", "\\")))
@@ -152,10 +153,12 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
     return jobs
 
 
-def _expand(name: str) -> list[Path]:
+def _expand(name: str, skip_results: bool) -> list[Path]:
     path = Path(name)
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and (is_picture(p) or is_video(p)))
+        if skip_results:  # they lie beside the inputs: a second run would restore them again
+            found = [p for p in found if not p.stem.endswith(".restored")]
         if not found:
             raise InputError(f"{name}: no pictures or videos in this folder")
         return found
@@ -171,7 +174,9 @@ def run(job: Job, restorer: Restorer, options: Options, progress: Progress | Non
     """Restore one input; a deliberate error becomes part of the outcome, others propagate."""
     began = time.perf_counter()
     try:
-        _check_target(job, options)
+        if not job.source.exists():
+            raise InputError(f"{label(job.source)}: no such file; check the name")
+        check_target(job, options)
         work = _video if is_video(job.source) else _picture
         size, frames, notes = work(job, restorer, options, progress)
         return Outcome(job, time.perf_counter() - began, size, frames, notes)
@@ -187,18 +192,21 @@ def exit_code(outcomes: list[Outcome]) -> int:
     return 1 if len(failed) < len(outcomes) else max(failed)
 
 
-def _check_target(job: Job, options: Options) -> None:
+def check_target(job: Job, options: Options) -> None:
+    """Refuse an output that is no picture or video, exists or cannot be; make its folder."""
     suffix = job.target.suffix.lower()
     known = VIDEO_SUFFIXES if is_video(job.source) else PICTURE_SUFFIXES
     if suffix not in known:
         what = "video" if is_video(job.source) else "picture"
-        raise InputError(f"{job.target}: not a {what} name; known: {' '.join(sorted(known))}")
+        names = " ".join(sorted(known))
+        raise InputError(f"{label(job.target)}: not a {what} name; known: {names}")
     if job.target.exists() and not options.overwrite:
-        raise OutputError(f"{job.target}: exists; use --overwrite or --skip-existing")
+        raise OutputError(f"{label(job.target)}: exists; use --overwrite or --skip-existing")
     try:
         job.target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise OutputError(f"{job.target.parent}: cannot be made ({e.strerror})") from e
+        folder = label(job.target.parent)
+        raise OutputError(f"{folder}: cannot be made ({e.strerror}); choose another -o") from e
 
 
 def _picture(
@@ -209,6 +217,7 @@ def _picture(
     h, w = picture.rgb.shape[:2]
     mask = find_mask(job.source, picture.rgb, options, picture)
     notes = _empty_note(mask, options)
+    check_mask(job.source, mask, options)
     restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
     if options.sigma == "auto" or (options.sigma is None and mask is None):
         found = f"sigma {restorer.sigma:.1f}" if restorer.sigma else "none, nothing is removed"
@@ -226,6 +235,7 @@ def _video(
     mask = None
     if options.mask:
         mask = _mask_file(job.source, (info.height, info.width), options)
+        check_mask(job.source, mask, options)
     notes = _empty_note(mask, options)
     restorer.reset()
 
@@ -261,12 +271,22 @@ def find_mask(source: Path, rgb: U8, options: Options, picture: Picture | None) 
     return _mask_file(source, (h, w), options)
 
 
+def check_mask(source: Path, mask: U8 | None, options: Options) -> None:
+    """Refuse a mask that leaves nothing, by the name of the file that it is for."""
+    if mask is not None and grow(mask, options.grow_px).all():
+        raise InputError(
+            f"{label(source)}: its mask covers the whole picture, nothing is left to restore from; "
+            "mark less (white = repair, or give --invert-mask)"
+        )
+
+
 def _mask_file(source: Path, size: tuple[int, int], options: Options) -> U8:
     path = Path(str(options.mask))
     if path.is_dir():
         found = [p for p in sorted(path.iterdir()) if p.stem == source.stem and is_picture(p)]
         if not found:
-            raise InputError(f"{source}: no mask named {source.stem}.* in {path}")
+            wanted = label(f"{source.stem}.*")
+            raise InputError(f"{label(source)}: no mask named {wanted} in {path}; add it there")
         path = found[0]
     return read_mask(path, size, options.invert, options.max_pixels)
 

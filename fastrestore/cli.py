@@ -7,14 +7,16 @@ disk, 130 interrupted.
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
+from typing import Any
 
 import click
 
 from fastrestore._version import __version__
-from fastrestore.errors import FastRestoreError, need
+from fastrestore.errors import FastRestoreError, OutputError, need
 
 # name -> (module, extra it needs or "", what it does)
 COMMANDS = {
@@ -45,6 +47,22 @@ class LazyGroup(click.Group):
         loaded = need(module, extra) if extra else importlib.import_module(module)
         command: click.Command = loaded.command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run one command; a stdout that cannot be written is no traceback."""
+        try:
+            return super().invoke(ctx)
+        except FastRestoreError:
+            raise
+        except BrokenPipeError:
+            # The reader of our stdout went away (`| head`): not our error, but say nothing more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except OSError as e:
+            if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EIO) or e.filename is not None:
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise OutputError(f"stdout: cannot be written ({e.strerror})") from e
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -78,7 +96,3 @@ def main() -> None:
     except (KeyboardInterrupt, click.Abort):
         click.echo("fastrestore: interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        # The reader of our stdout went away (`| head`): not our error, but say nothing more.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)

@@ -18,7 +18,7 @@ from fastrestore.metrics import psnr
 from fastrestore.restore import Restorer
 from fastrestore.video_io import read_frames, write_frames
 
-CLIP_FRAMES, CLIP_SIZE = 48, (192, 320)  # rows, columns
+CLIP_FRAMES, CLIP_SIZE = 32, (192, 320)  # rows, columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _clip(folder: Path, restorer: Restorer, rng: np.random.Generator) -> Shown:
     """Pan slowly over a sample, rest at its end, with noise new in every frame."""
     still = read_picture(sample_folder() / "vegetables.webp").rgb
     h, w = CLIP_SIZE
-    clean = [still[100 : 100 + h, x : x + w] for x in (min(2 * t, 48) for t in range(CLIP_FRAMES))]
+    clean = [still[100 : 100 + h, x : x + w] for x in (min(2 * t, 40) for t in range(CLIP_FRAMES))]
     noisy = [add_noise(f, 20.0, rng) for f in clean]
     before, after = folder / "clip.damaged.mkv", folder / "clip.restored.mkv"
     write_frames(before, noisy, fps=24, codec="ffv1")

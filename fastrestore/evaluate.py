@@ -12,8 +12,9 @@ import numpy as np
 from fastrestore.arrays import U8
 from fastrestore.degrade import add_noise, make_mask, punch, seed_for
 from fastrestore.errors import InputError
-from fastrestore.metrics import bootstrap_interval, hole_psnr, psnr, ssim
+from fastrestore.metrics import SSIM_RADIUS_PX, bootstrap_interval, hole_psnr, psnr, ssim
 
+SSIM_PX = 2 * SSIM_RADIUS_PX + 1
 CAP_DB = 100.0  # stands for an infinite PSNR, so that means and intervals exist
 
 
@@ -106,6 +107,8 @@ def score(
         One score per picture and method, as they are ready.
     """
     for name, clean in pictures:
+        if min(clean.shape[:2]) < SSIM_PX:
+            raise InputError(f"{name}: SSIM needs at least {SSIM_PX} px a side; leave it out")
         damaged, mask = damage.apply(name, clean)
         for method, restore in methods.items():
             began = time.perf_counter()
@@ -136,7 +139,10 @@ def summarise(scores: Iterable[Score], ours: str, seed: int = 0) -> list[Row]:
     """
     tables: dict[str, dict[str, dict[str, Score]]] = {}
     for s in scores:
-        tables.setdefault(s.damage, {}).setdefault(s.method, {})[s.picture] = s
+        by_name = tables.setdefault(s.damage, {}).setdefault(s.method, {})
+        if s.picture in by_name:
+            raise InputError(f"{s.picture}: two pictures have this name; rename one")
+        by_name[s.picture] = s
     rows = []
     for damage, by_method in tables.items():
         mine = by_method.get(ours, {})

@@ -153,9 +153,11 @@ def _why(error: BaseException) -> str:
 
 
 def _decode(image: ImageFile, file: IO[bytes], head: bytes, kind: str, name: str) -> Picture:
-    orientation, meta = _meta(image, name)
+    orientation, meta, lost = _meta(image)
     bits, gray = depth(image, head, kind, name)
     image.load()  # also for 16 bits: OpenCV fills in what a truncated file lacks
+    if lost:  # not before: a file that is cut short has one error, not two
+        _log.warning("%s: EXIF cannot be read and is left out (%s)", name, lost)
     if bits == 16:
         file.seek(0)
         colour, alpha = _split_deep(decode_deep(file.read(), kind), image, gray, name)
@@ -206,11 +208,14 @@ def _upright(samples: Any, orientation: int) -> Any:
     return np.ascontiguousarray(turned)
 
 
-def _meta(image: ImageFile, name: str) -> tuple[int, Meta]:
-    """Return the EXIF orientation and what will be carried over; before `load` changes it."""
+def _meta(image: ImageFile) -> tuple[int, Meta, str]:
+    """Return the EXIF orientation, what will be carried over, and why EXIF will not.
+
+    Before `load` changes it.
+    """
     from PIL.Image import Exif
 
-    orientation, block = 1, None
+    orientation, block, lost = 1, None, ""
     try:
         exif = image.getexif()
         orientation = exif.get(ORIENTATION, 1)
@@ -220,11 +225,11 @@ def _meta(image: ImageFile, name: str) -> tuple[int, Meta]:
                 kept[tag] = exif.get_ifd(tag) if tag in (EXIF_IFD, GPS_IFD) else exif[tag]
         block = kept.tobytes() if len(kept) else None
     except Exception as e:  # the picture is worth more than its EXIF; parsers raise anything
-        _log.warning("%s: EXIF cannot be read and is left out (%s)", name, _why(e))
+        lost = _why(e)
     dpi = tuple(float(value) for value in image.info.get("dpi", ()))
     usable = len(dpi) == 2 and all(1 < value < 1e6 for value in dpi)  # 1: Pillow's "not said"
     profile = image.info.get("icc_profile") or None
-    return orientation, Meta(profile, block, (dpi[0], dpi[1]) if usable else None)
+    return orientation, Meta(profile, block, (dpi[0], dpi[1]) if usable else None), lost
 
 
 def _from_cmyk(image: Image, profile: bytes | None, name: str) -> Image:

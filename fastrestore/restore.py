@@ -15,7 +15,7 @@ from fastrestore.errors import InputError
 from fastrestore.masks import as_mask, feather, grow
 from fastrestore.noise import estimate_sigma
 from fastrestore.spec import ModelSpec
-from fastrestore.tiles import LIMIT_PX, Region, plan
+from fastrestore.tiles import LIMIT_PX, Region, plan, within
 
 Sigma = float | Literal["auto"] | None
 
@@ -134,9 +134,13 @@ class Restorer:
         self, image: U8, mask: U8 | None, sigma: Sigma, grow_px: int
     ) -> tuple[U8 | None, U8 | None, float]:
         """Return the hole, the grown hole (None = no hole) and the noise to remove."""
+        given: object = image  # callers without a type checker
+        if not isinstance(given, np.ndarray):
+            raise InputError(f"image must be uint8 (H, W, 3), got {type(given).__name__}")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
             raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
-        if not (sigma is None or sigma == "auto" or 0 <= sigma < 255):
+        number = not isinstance(sigma, str) and sigma is not None and 0 <= sigma < 255
+        if not (sigma is None or sigma == "auto" or number):
             raise InputError(f"sigma must be 'auto' or from 0 to 254, got {sigma}")
         hole = None if mask is None else as_mask(mask, image.shape[:2])
         grown = None if hole is None else grow(hole, grow_px)
@@ -148,9 +152,12 @@ class Restorer:
 
     def _plan(self, image: U8, mask: U8 | None, sigma: float) -> list[Region]:
         h, w = image.shape[:2]
-        if sigma == 0 and mask is None:
-            return []
-        return plan(h, w, mask if sigma == 0 else None, self.spec, self._limit_px)
+        holes = [] if mask is None else plan(h, w, mask, self.spec, self._limit_px)
+        if sigma == 0:
+            return holes
+        everywhere = plan(h, w, None, self.spec, self._limit_px)
+        # Tiles cut holes: those are run once more, whole.
+        return everywhere if len(everywhere) == 1 else everywhere + holes
 
     def _step(
         self, image: U8, mask: U8 | None, state: U8 | None, sigma: float, regions: list[Region]
@@ -163,11 +170,12 @@ class Restorer:
         for r in regions:
             y, x = r.seen
             out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r)
-            inner = tuple(
-                slice(k.start - s.start, k.stop - s.start)
-                for k, s in zip(r.kept, r.seen, strict=True)
-            )
-            restored[r.kept], after[r.kept] = out[inner], new[inner]
+            inner = within(r.kept, r.seen)
+            if r.only is None:
+                restored[r.kept], after[r.kept] = out[inner], new[inner]
+            else:
+                here = r.only > 0
+                restored[r.kept][here], after[r.kept][here] = out[inner][here], new[inner][here]
         return restored, after
 
     def _run(self, image: U8, mask: U8, state: U8, sigma: float, r: Region) -> tuple[U8, U8]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrestore.arrays import U8
-from fastrestore.errors import InputError
+from fastrestore.errors import InputError, OutputError
 from fastrestore.video_probe import (
     DEINTERLACE,
     MAX_PIXELS,
@@ -205,7 +205,17 @@ def write_frames(target: str | Path, frames: Iterable[U8], *, fps: int, codec: s
         frames: uint8 RGB (H, W, 3), all of one size.
         fps: Frames per second.
         codec: Encoder, for example `"ffv1"`.
+
+    Raises:
+        OutputError: The file cannot be written.
     """
+    try:
+        _encode(target, frames, fps, codec)
+    except OSError as e:  # PyAV's errors of files are these
+        raise OutputError(f"{target}: cannot be written ({e.strerror}); choose another") from e
+
+
+def _encode(target: str | Path, frames: Iterable[U8], fps: int, codec: str) -> None:
     import av
     from av.video.stream import VideoStream
 

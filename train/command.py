@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import click
 
+from fastrestore.errors import need
 from fastrestore.presets import PRESETS
 from fastrestore.train.config import TrainConfig
 
@@ -33,13 +34,13 @@ def _help(name: str) -> str:
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     for f in reversed(fields(TrainConfig)):
         kind: Any = click.Choice(_CHOICES[f.name]) if f.name in _CHOICES else type(f.default)
-        default = None if f.default is MISSING else f.default
+        known = {} if f.name in _REQUIRED else {"default": f.default}
         many = f.name == "data"
         command = click.option(
             f"--{f.name.replace('_', '-')}",
             type=str if many else kind,
             multiple=many,
-            default=None if f.name in _REQUIRED else default,
+            **known,
             required=f.name in _REQUIRED,
             show_default=f.name not in _REQUIRED,
             help=_help(f.name),
@@ -61,14 +62,14 @@ def command(output: str, **values: Any) -> None:
     from rich.logging import RichHandler
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    from fastrestore.train.loop import train
-
+    train = need("fastrestore.train.loop", "train").train
     config = TrainConfig(**{**values, "data": tuple(values["data"])})
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
     figures = TextColumn("{task.fields[figures]}", markup=False)
-    with Progress(BarColumn(), figures, TimeRemainingColumn(), console=console) as bar:
+    columns = (BarColumn(), figures, TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("train", total=1.0, figures="reading pictures")
 
         def show(done: float, line: str) -> None:

@@ -6,8 +6,10 @@ import io
 from collections import Counter
 from typing import Any
 
+import numpy as np
+
 from fastrestore.arrays import F32, U8
-from fastrestore.backend import blank_batch
+from fastrestore.backend import blank_batch, has_state
 from fastrestore.environment import usable_cores
 from fastrestore.errors import ModelError, need
 from fastrestore.spec import ModelSpec
@@ -47,12 +49,18 @@ class OpenVinoBackend:
         except RuntimeError as e:
             line = str(e).strip().splitlines()[-1][:200]
             raise ModelError(f"{spec.name}: OpenVINO cannot load it ({line})") from e
+        compiled = self._dynamic.get_compiled_model()
+        self._has_state = has_state(
+            spec.name,
+            [p.any_name for p in compiled.inputs],
+            [p.any_name for p in compiled.outputs],
+        )
 
     def _compile(self, shape: Shape | None) -> Any:
         """Make a request for one shape `(N, H, W)`, or for any."""
         graph = self._core.read_model(io.BytesIO(self._flat))
         if shape is not None:
-            channels = {"frame": 3, "mask": 1, "state": 4}
+            channels = {"frame": 3, "mask": 1, **({"state": 4} if self._has_state else {})}
             sizes: dict[str, Shape] = {k: (*shape, c) for k, c in channels.items()}
             graph.reshape({**sizes, "sigma": shape[:1]})
         return self._core.compile_model(graph, "CPU", self._config).create_infer_request()
@@ -71,9 +79,11 @@ class OpenVinoBackend:
 
     def run(self, frame: U8, mask: U8, state: U8, sigma: F32) -> tuple[U8, U8]:
         """See `Backend.run`."""
-        feeds = {"frame": frame, "mask": mask, "state": state, "sigma": sigma}
+        feeds = {"frame": frame, "mask": mask, "sigma": sigma}
+        if self._has_state:
+            feeds["state"] = state
         out = self._request(frame.shape[:3]).infer(feeds, share_inputs=True)
-        return out["restored"], out["state_out"]
+        return out["restored"], out["state_out"] if self._has_state else np.zeros_like(state)
 
     def warm_up(self, shape: tuple[int, int, int]) -> None:
         """See `Backend.warm_up`."""
@@ -83,4 +93,4 @@ class OpenVinoBackend:
     def close(self) -> None:
         """See `Backend.close`."""
         self._static.clear()
-        del self._dynamic
+        self._dynamic = None

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
 from fastrestore.arrays import F32, U8
-from fastrestore.backend import blank_batch
+from fastrestore.backend import blank_batch, has_state
 from fastrestore.environment import usable_cores
 from fastrestore.errors import ModelError
 from fastrestore.spec import ModelSpec
@@ -23,17 +27,25 @@ class OrtBackend:
         options.log_severity_level = 4  # errors come as exceptions, not as lines on stderr
         # Spinning threads win nothing on an idle machine and lose 1.7 x on a shared one.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = None
         try:
             # Bytes, not a path: a path would let the file name other files as its data.
             self._session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as e:  # ONNX Runtime's exceptions share no base but Exception
             raise ModelError(f"{spec.name}: ONNX Runtime cannot load it ({_first_line(e)})") from e
+        self._has_state = has_state(
+            spec.name,
+            [i.name for i in self._session.get_inputs()],
+            [o.name for o in self._session.get_outputs()],
+        )
 
     def run(self, frame: U8, mask: U8, state: U8, sigma: F32) -> tuple[U8, U8]:
         """See `Backend.run`."""
-        feeds = {"frame": frame, "mask": mask, "state": state, "sigma": sigma}
-        restored, state_out = self._session.run(["restored", "state_out"], feeds)
-        return restored, state_out
+        feeds = {"frame": frame, "mask": mask, "sigma": sigma}
+        if not self._has_state:
+            return self._session.run(["restored"], feeds)[0], np.zeros_like(state)
+        restored, after = self._session.run(["restored", "state_out"], {**feeds, "state": state})
+        return restored, after
 
     def warm_up(self, shape: tuple[int, int, int]) -> None:
         """See `Backend.warm_up`."""
@@ -41,7 +53,7 @@ class OrtBackend:
 
     def close(self) -> None:
         """See `Backend.close`."""
-        del self._session
+        self._session = None
 
 
 def _first_line(e: Exception) -> str:

@@ -60,6 +60,8 @@ def command(
     if compare:
         _compare(*compare)
         return
+    if output and not Path(output).absolute().parent.is_dir():
+        raise OutputError(f"{output}: its folder does not exist; make the folder first")
     picture, frame = _size(size), _size(video_size)
     env = describe()
     runs: list[Run] = []
@@ -160,4 +162,6 @@ def _compare(a: str, b: str) -> None:
         except (OSError, ValueError) as e:
             raise InputError(f"{name}: not a report of `fastrestore bench --output` ({e})") from e
     for row in compare(reports[0], reports[1]):
-        click.echo(row)
+        a, b = ("-" if p is None else f"{p:.1f}" for p in (row.p50_a_ms, row.p50_b_ms))
+        by = "" if row.ratio is None else f" x{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
+        click.echo(f"{row.run}: {row.verdict}, p50 {a} -> {b} ms{by}")

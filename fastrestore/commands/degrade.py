@@ -54,8 +54,9 @@ def command(
     except OSError as e:
         raise OutputError(f"{folder}: cannot be made ({e.strerror})") from e
     targets = [folder / f"{Path(name).stem}.png" for name in inputs]
+    written = targets + [t.with_suffix(".mask.png") for t in targets if holes]
     for name, target in zip(inputs, targets, strict=True):
-        if targets.count(target) > 1:
+        if written.count(target) > 1:
             raise InputError(f"{name}: another input would be written to {target}, too")
         if target.resolve() == Path(name).resolve():
             raise InputError(f"{name}: the output would replace the input; choose another -o")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from fastrestore.atomic import label
 from fastrestore.commands.options import SigmaType, model_options, progress_bar
 from fastrestore.errors import InputError
 
@@ -132,7 +133,8 @@ def _say(outcome: Outcome, as_json: bool, quiet: bool) -> None:
         w, h = outcome.size
         frames = f", {outcome.frames} frames" if outcome.frames > 1 else ""
         time = f"{outcome.seconds:.2f} s"
-        click.echo(f"{job.source} -> {job.target} ({w}x{h}{frames}, {time})", err=True)
+        what = f"{label(job.source)} -> {label(job.target)}"
+        click.echo(f"{what} ({w}x{h}{frames}, {time})", err=True)
         for note in outcome.notes:
             click.echo(f"  {note}", err=True)
 
@@ -149,21 +151,25 @@ def _pipe(
     import io
     from pathlib import Path
 
-    from fastrestore.batch import find_mask
+    from fastrestore.batch import Job, check_mask, check_target, find_mask
     from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
     from fastrestore.restore import Restorer
 
     if len(inputs) > 1 or output is None:
         raise InputError("stdin and stdout take one picture: fastrestore restore - -o -")
     source = Path("stdin" if inputs[0] == "-" else inputs[0])
+    if output != "-":
+        check_target(Job(source, Path(output)), options)
     if inputs[0] == "-":
         picture = decode_picture(io.BytesIO(sys.stdin.buffer.read()), "stdin", options.max_pixels)
     else:
         picture = read_picture(source, options.max_pixels)
     mask = find_mask(source, picture.rgb, options, picture)
+    check_mask(source, mask, options)
     with Restorer(model, backend=backend, threads=threads) as restorer:
         out = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
     if output == "-":
         sys.stdout.buffer.write(encode_picture(picture, out, ".png"))
+        sys.stdout.buffer.flush()  # here, where a full disk or a closed pipe can still be said
     else:
         write_picture(Path(output), picture, out, quality=options.quality)

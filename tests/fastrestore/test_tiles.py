@@ -165,3 +165,20 @@ def test_tiles_see_the_holes_they_cut_whole(y: int) -> None:
                 for seen, _, h, size in axes:
                     assert seen.start <= max(0, h.start - HALO)
                     assert seen.stop >= min(size, h.stop + HALO)
+
+
+def test_dust_around_a_wide_hole_is_run_at_full_size() -> None:
+    mask = blank(2100, 2300)
+    mask[::100, ::100] = 1
+    mask[700:1300, 700:1300] = 1
+    regions = plan(*mask.shape, mask, SPEC)
+    reduced = [r for r in regions if r.scale < 1]
+    assert len(reduced) == 1
+    assert reduced[0] is regions[-1]  # so that its hole is not overwritten
+    only = reduced[0].only
+    assert only is not None
+    kept = blank(2100, 2300)
+    kept[reduced[0].kept] = only
+    assert (kept == with_hole(2100, 2300, 700, 700, 600, 600)).all()
+    full = times_kept([r for r in regions if r.scale == 1], *mask.shape)
+    assert (full[(mask > 0) & (kept == 0)] == 1).all()

@@ -220,7 +220,8 @@ def test_shares_of_a_large_batch() -> None:
     noisy, holes = batch.sigma > 0, batch.mask.any((1, 2))
     assert near(float(noisy.mean()), 0.3, n)
     assert batch.sigma.max() <= 40
-    assert near(float((batch.sigma[noisy] > 20).mean()), 0.5, int(noisy.sum()))
+    # weak noise more often: half of it below a quarter of the strongest
+    assert near(float((batch.sigma[noisy] > 10).mean()), 0.5, int(noisy.sum()))
     assert holes[~noisy].all()  # a clean sample without a hole would teach nothing
     assert batch.mask[holes].mean((1, 2)).min() >= 0.01
     assert near(float(holes[noisy].mean()), 0.5, int(noisy.sum()))

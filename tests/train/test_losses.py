@@ -136,7 +136,7 @@ def test_clean_sample_weighs_the_same_whatever_its_hole(hole: int, seed: int) ->
     mask = torch.zeros(4096)
     mask[torch.from_numpy(np.random.default_rng(seed).permutation(4096)[:hole])] = 1
     mask = mask.view(1, 1, 64, 64)
-    weights = losses.pixel_weights(mask, torch.zeros(1, 1, 1, 1))
+    weights = losses.pixel_weights(mask, torch.zeros_like(mask))
     assert float(weights.double().mean()) == pytest.approx(0.6, rel=1e-4)
     assert torch.equal(weights > 0, mask > 0)
     assert weights[mask > 0].unique().numel() == 1
@@ -144,14 +144,27 @@ def test_clean_sample_weighs_the_same_whatever_its_hole(hole: int, seed: int) ->
 
 def test_tiny_hole_does_not_blow_up() -> None:
     mask = torch.zeros(1, 1, 64, 64)
-    assert not losses.pixel_weights(mask, torch.zeros(1, 1, 1, 1)).any()
+    assert not losses.pixel_weights(mask, torch.zeros_like(mask)).any()
     mask[..., 0, 0] = 1
-    assert float(losses.pixel_weights(mask, torch.zeros(1, 1, 1, 1)).max()) == pytest.approx(30)
+    assert float(losses.pixel_weights(mask, torch.zeros_like(mask)).max()) == pytest.approx(30)
 
 
-def test_noisy_sample_counts_everywhere_and_six_times_in_the_hole() -> None:
+@pytest.mark.parametrize("sigma", [0.5, 5.0, 25.0, 50.0])
+def test_noisy_sample_counts_everywhere_and_six_times_in_the_hole(sigma: float) -> None:
     mask = torch.zeros(2, 1, 8, 8)
     mask[:, :, 2:5, 1:4] = 1
-    weights = losses.pixel_weights(mask, torch.tensor([1.0, 0.0]).view(2, 1, 1, 1))
-    assert torch.equal(weights[0], 1 + 5 * mask[0])
+    noise = torch.tensor([sigma, 0.0]).view(2, 1, 1, 1).expand(2, 1, 8, 8)
+    weights = losses.pixel_weights(mask, noise)
+    known = weights[0, 0, 0, 0]
+    assert known > 0
+    torch.testing.assert_close(weights[0], known * (1 + 5 * mask[0]))
     assert torch.equal(weights[1] > 0, mask[1] > 0)  # its neighbour in the batch is clean
+    assert float(weights[1].mean()) == pytest.approx(0.6)
+
+
+def test_noise_is_weighed_by_the_inverse_of_the_error_it_leaves() -> None:
+    """One at sigma 25; errors of 3, 7 and 11 levels at sigma 5, 25 and 50, pixel by pixel."""
+    noise = torch.tensor([5.0, 25.0, 50.0]).view(1, 1, 1, 3)
+    weights = losses.pixel_weights(torch.zeros(1, 1, 1, 3), noise).flatten()
+    assert float(weights[1]) == 1
+    torch.testing.assert_close(weights, torch.tensor([7 / 3, 1, 7 / 11]), rtol=0.05, atol=0)

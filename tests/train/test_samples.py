@@ -49,9 +49,9 @@ def planes(clean: np.ndarray) -> torch.Tensor:
 def test_shapes_and_types(clean: np.ndarray, mask: np.ndarray) -> None:
     s = sample(make_batch(clean, mask=mask, sigma=np.array([0, 9], np.float32)))
     shapes = [tuple(t.shape[1:]) for t in s]
-    assert shapes == [(8, SIDE, SIDE), (3, SIDE, SIDE), (1, SIDE, SIDE), (1, 1, 1)]
+    assert shapes == [(8, SIDE, SIDE), (3, SIDE, SIDE), (1, SIDE, SIDE), (1, SIDE, SIDE)]
     assert all(t.dtype == torch.float32 for t in s)
-    assert s.noisy.flatten().tolist() == [0, 1]
+    assert s.noise[:, 0, 0, 0].tolist() == [0, 9]
     assert torch.equal(s.target, planes(clean))
     assert torch.equal(s.mask[:, 0], torch.from_numpy(mask).float())
 
@@ -96,6 +96,7 @@ def test_frames_may_differ_from_pixel_to_pixel() -> None:
     noise = (s.packed[:, :3] - s.target) * 255
     left, right = (float(h.std()) for h in noise.split(64, 3))
     assert left / right == pytest.approx(15**0.5, rel=0.05)
+    torch.testing.assert_close(s.noise, 30 / torch.from_numpy(frames)[:, None].sqrt())
     left, right = (float(h.mean()) for h in s.packed[:, 5:6].split(64, 3))
     assert left / right == pytest.approx(15**0.5, rel=1e-4)
 
