@@ -30,12 +30,13 @@ def save(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
     part = folder / f"{NAME}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # contiguous copies: safetensors refuses views that share memory
+        # safetensors refuses other layouts
         flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(flat, part, metadata={"fastrestore": json.dumps(record)})
         os.replace(part, folder / NAME)
     except (OSError, SafetensorError) as e:
-        part.unlink(missing_ok=True)
+        if part.is_file():
+            part.unlink()
         raise OutputError(f"{folder / NAME}: cannot be written ({e}); free some space") from e
 
 
@@ -49,11 +50,13 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(str(path), framework="pt") as f:
             record = json.loads((f.metadata() or {})["fastrestore"])
+            if not isinstance(record, dict):
+                raise ValueError("its record is no JSON object")
             # offset_keys() and get_tensor() read the file lazily; all are wanted here
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  not a mapping
     except FileNotFoundError as e:
         raise InputError(f"{path}: no checkpoint there") from e
-    except (SafetensorError, OSError, KeyError, ValueError) as e:
+    except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as e:
         raise InputError(f"{path}: not a fastrestore checkpoint ({e})") from e
     return tensors, record
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -75,7 +77,14 @@ def command(output: str, **values: Any) -> None:
         def show(done: float, line: str) -> None:
             bar.update(task, completed=done, figures=line)
 
-        run = train(config, Path(output), show)
+        stop = threading.Event()
+
+        def interrupt(*_: object) -> None:
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one is not patient
+            stop.set()
+
+        signal.signal(signal.SIGINT, interrupt)
+        run = train(config, Path(output), show, stop)
     click.echo(
         f"{output}: {run.step} steps, {run.crops} crops, {run.seconds / 60:.1f} min", err=True
     )

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, get_args
 
 from fastrestore.errors import InputError
 from fastrestore.presets import PRESETS
 from fastrestore.spec import Track
+
+_DEVICES = ("cpu", "cuda")
+# Smallest and largest value of every number; outside them a run never ends, fails or is void.
+_RANGES: dict[str, tuple[float, float]] = {
+    "minutes": (0, 1e6),
+    "steps": (0, 1e9),
+    "batch": (1, 1e5),
+    "large_share": (0, 1),
+    "lr": (1e-9, 1),
+    "muon": (0, 100),
+    "decay": (0, 1e3),
+    "warm_up": (0, 0.9),
+    "l1": (0, 1e6),
+    "edge": (0, 1e6),
+    "log_mse": (0, 1e6),
+    "noisy": (0, 1),
+    "max_sigma": (0, 254),
+    "max_ratio": (0.03, 0.95),
+    "ema": (0, 1),
+    "clip": (1e-9, 1e9),
+    "validate_every": (1, 1e9),
+    "held_out": (1, 1e6),
+    "threads": (1, 1024),
+    "seed": (0, 2**63 - 1),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +71,7 @@ class TrainConfig:
     """
 
     preset: str = "tiny"
-    track: Track = "free"
+    track: Track = field(kw_only=True)
     data: tuple[str, ...] = ()
     minutes: float = 0.0
     steps: int = 0
@@ -79,16 +104,25 @@ class TrainConfig:
             raise InputError(f"preset {self.preset}: choose one of {', '.join(PRESETS)}")
         if self.track not in get_args(Track):
             raise InputError(f"track {self.track}: choose one of {', '.join(get_args(Track))}")
+        if self.device not in _DEVICES:
+            raise InputError(f"device {self.device}: choose one of {', '.join(_DEVICES)}")
         if not self.data:
             raise InputError("no data: name at least one folder of pictures")
+        for name, (low, high) in _RANGES.items():
+            value = getattr(self, name)
+            if not low <= value <= high:  # also refuses what is not a number
+                option = name.replace("_", "-")
+                raise InputError(f"{option} {value}: must be from {low:g} to {high:g}")
         if (self.minutes > 0) == (self.steps > 0):
             raise InputError("give either minutes or steps, above zero")
         multiple = PRESETS[self.preset].multiple
         for side in (self.crop, self.large_crop):
             if side < multiple or side % multiple:
                 raise InputError(f"crop {side}: must be a multiple of {multiple} px")
-        if self.batch < 1 or self.threads < 1 or self.validate_every < 1:
-            raise InputError("batch, threads and validate-every must be at least 1")
+        if self.crop > self.large_crop:
+            raise InputError(f"crop {self.crop}: must not be above large-crop {self.large_crop}")
+        if not self.l1 + self.edge + self.log_mse:
+            raise InputError("give at least one of l1, edge or log-mse a weight above zero")
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -96,11 +130,18 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TrainConfig:
-        """Rebuild a config; unknown fields are refused by name."""
+        """Rebuild a config.
+
+        Raises:
+            InputError: A field is unknown, missing or of another type, or cannot be trained.
+        """
         unknown = sorted(set(data) - {f.name for f in fields(cls)})
         if unknown:
             raise InputError(f"training config: unknown fields {', '.join(unknown)}")
-        return cls(**{**data, "data": tuple(data.get("data", ()))})
+        try:
+            return cls(**{**data, "data": tuple(data.get("data", ()))})
+        except TypeError as e:
+            raise InputError(f"training config: cannot be read ({e})") from e
 
     def same_run(self, other: TrainConfig) -> bool:
         """Whether a checkpoint of `other` can be gone on with: all but its length agree."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 from fastrestore.arrays import F32, U8
 from fastrestore.degrade import make_mask
 from fastrestore.errors import InputError
+from fastrestore.images import read_picture
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _KINDS = ["freeform", "rects", "grid", "thin"]
@@ -55,21 +57,18 @@ class Pictures:
         Raises:
             InputError: A folder is absent, or too few pictures are left.
         """
-        from PIL import Image
-
         train: list[U8] = []
         kept: list[U8] = []
         weights: list[float] = []
         skipped: list[str] = []
         for entry in folders:
-            folder, _, share = entry.partition("=")
+            folder, share = _split(entry)
             found = []
             for path in _files(Path(folder)):
                 try:
-                    with Image.open(path) as im:
-                        picture = np.asarray(im.convert("RGB"))
-                except (OSError, SyntaxError, ValueError) as e:
-                    skipped.append(f"{path}: {e}")
+                    picture = read_picture(path).rgb
+                except InputError as e:
+                    skipped.append(str(e))
                     continue
                 if min(picture.shape[:2]) < smallest:
                     skipped.append(f"{path}: smaller than the crop of {smallest} px")
@@ -82,9 +81,23 @@ class Pictures:
             kept += [p for i, p in enumerate(found) if i in back]
             rest = [p for i, p in enumerate(found) if i not in back]
             train += rest
-            weights += [float(share or 1) / len(rest)] * len(rest)
+            weights += [share / len(rest)] * len(rest)
         w = np.array(weights)
         return cls(train, w / w.sum(), kept[:held_out], skipped)
+
+
+def _split(entry: str) -> tuple[str, float]:
+    """Split `FOLDER=WEIGHT`; a folder that exists under the whole name has weight 1."""
+    folder, equals, share = entry.rpartition("=")
+    if not equals or Path(entry).is_dir():
+        return entry, 1.0
+    try:
+        weight = float(share)
+    except ValueError:
+        weight = 0.0
+    if not 0 < weight < math.inf:
+        raise InputError(f"{folder}: its share {share!r} is not a number above zero; mend it")
+    return folder, weight
 
 
 def _files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import copy
 import json
 import logging
 import math
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastrestore.environment import cpu_model
-from fastrestore.errors import InputError
+from fastrestore.errors import InputError, OutputError
 from fastrestore.presets import PRESETS
 from fastrestore.train import checkpoint, losses, validate
 from fastrestore.train.config import TrainConfig
@@ -54,13 +55,19 @@ class Run:
         return min(1.0, self.seconds / (60 * c.minutes) if c.minutes else self.step / c.steps)
 
 
-def train(config: TrainConfig, folder: Path, progress: Progress | None = None) -> Run:
+def train(
+    config: TrainConfig,
+    folder: Path,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+) -> Run:
     """Train one generator, or go on with the run in `folder`.
 
     Args:
         config: The whole recipe. Going on needs the same one, apart from its length.
         folder: Checkpoint, log (JSON lines) and picture grids go here.
         progress: Called about once a second.
+        stop: Set it to end after the current step; the state is saved, to go on with later.
 
     Returns:
         The finished run; `run.ema` is what ships.
@@ -68,6 +75,7 @@ def train(config: TrainConfig, folder: Path, progress: Progress | None = None) -
     Raises:
         InputError: Data or an existing checkpoint does not fit, or the loss is no number.
         OutputError: The folder cannot be written.
+        KeyboardInterrupt: After `stop`.
     """
     torch.set_num_threads(config.threads)
     pictures = Pictures.load(config.data, config.held_out, config.large_crop)
@@ -98,7 +106,9 @@ def train(config: TrainConfig, folder: Path, progress: Progress | None = None) -
         loss = generator_loss(run, sample)
         if not math.isfinite(loss.item()):
             save(run, folder)
-            raise InputError(f"step {run.step}: the loss is {loss.item()}; the last state is saved")
+            raise InputError(
+                f"step {run.step}: the loss is {loss.item()}; the last state is saved, lower lr"
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         update(run)
 
@@ -110,6 +120,9 @@ def train(config: TrainConfig, folder: Path, progress: Progress | None = None) -
         if time.monotonic() - last_save > SAVE_EVERY_S or run.done >= 1:
             save(run, folder)
             last_save = time.monotonic()
+        if stop is not None and stop.is_set():
+            save(run, folder)
+            raise KeyboardInterrupt
         if progress and time.monotonic() - last_report > 1:
             last_report = time.monotonic()
             speed = n / (last_report - began)
@@ -163,25 +176,35 @@ def report(run: Run, folder: Path, cases: dict[str, list[validate.Case]]) -> Non
         "active": validate.active_fractions(run.ema, few[0]),
     }
     run.history.append(row)
-    with (folder / "log.jsonl").open("a") as f:
-        f.write(json.dumps(row) + "\n")
+    try:
+        with (folder / "log.jsonl").open("a") as f:
+            f.write(json.dumps(row) + "\n")
+    except OSError as e:
+        raise OutputError(f"{folder / 'log.jsonl'}: cannot be written ({e.strerror})") from e
     validate.write_grid(folder / "grid.png", run.ema, [*few[:4], cases["s25"][0]])
     log.info("step %d psnr %s bypass %s", run.step, row["psnr"], row["bypass"])
 
 
 def start(config: TrainConfig) -> Run:
     """Make a run at step 0."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: this torch finds no CUDA device; use --device cpu")
     torch.manual_seed(config.seed)
     net = Generator(PRESETS[config.preset])
     if config.from_weights:
         tensors, record = checkpoint.load(Path(config.from_weights))
-        theirs = TrainConfig.from_json(record["config"])
+        theirs = TrainConfig.from_json(record.get("config", {}))
         if (theirs.preset, theirs.track) != (config.preset, config.track):
             raise InputError(
                 f"{config.from_weights}: holds {theirs.preset} of the {theirs.track} track, "
                 f"not {config.preset} of the {config.track} track"
             )
-        net.load_state_dict(checkpoint.part_of(tensors, "ema"))
+        try:
+            net.load_state_dict(checkpoint.part_of(tensors, "ema"))
+        except RuntimeError as e:
+            raise InputError(
+                f"{config.from_weights}: its weights do not fit {config.preset}"
+            ) from e
     device = torch.device(config.device)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     big = [p for p in net.parameters() if p.ndim == 4]
@@ -198,7 +221,16 @@ def start(config: TrainConfig) -> Run:
 
 
 def save(run: Run, folder: Path) -> None:
-    """Write the checkpoint from which `resume` goes on to the bit."""
+    """Write the checkpoint from which `resume` goes on to the bit.
+
+    Raises:
+        InputError: The weights are no numbers; the checkpoint before them stays.
+        OutputError: The folder cannot be written.
+    """
+    if not all(bool(p.isfinite().all()) for p in run.net.parameters()):
+        raise InputError(
+            f"step {run.step}: the weights are no numbers; the checkpoint before stays, lower lr"
+        )
     tensors = {f"net.{k}": v for k, v in run.net.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in run.ema.state_dict().items()}
     for name, optimiser in (("muon", run.muon), ("adam", run.adam)):
@@ -228,15 +260,27 @@ def resume(config: TrainConfig, folder: Path) -> Run:
     """Start a run, or load the one that the folder holds.
 
     Raises:
-        InputError: The folder holds a run with another recipe.
+        InputError: The folder holds a run with another recipe, or a damaged one.
+        OutputError: The folder cannot be made.
     """
     run = start(config)
     if not (folder / checkpoint.NAME).exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise OutputError(f"{folder}: cannot be made ({e.strerror}); choose another") from e
         return run
     tensors, record = checkpoint.load(folder)
-    if not config.same_run(TrainConfig.from_json(record["config"])):
+    if not config.same_run(TrainConfig.from_json(record.get("config", {}))):
         raise InputError(f"{folder}: holds a run with another recipe; choose another folder")
+    try:
+        _restore(run, tensors, record)
+    except (KeyError, RuntimeError, TypeError, ValueError) as e:
+        raise InputError(f"{folder}: its checkpoint does not fit this version") from e
+    return run
+
+
+def _restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
     run.net.load_state_dict(checkpoint.part_of(tensors, "net"))
     run.ema.load_state_dict(checkpoint.part_of(tensors, "ema"))
     for name, optimiser in (("muon", run.muon), ("adam", run.adam)):
@@ -250,4 +294,3 @@ def resume(config: TrainConfig, folder: Path) -> Run:
     run.data_rng.bit_generator.state = record["data_rng"]
     run.step, run.crops, run.seconds = record["step"], record["crops"], record["seconds"]
     run.history = record["history"]
-    return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import write_file
 from fastrestore.degrade import add_noise, make_mask, seed_for
 from fastrestore.metrics import psnr
 from fastrestore.train.fusion import fuse
 from fastrestore.train.generator import Generator
 from fastrestore.train.layers import EdgeConv
 
+BEST_PSNR = 100.0  # dB, of a picture without any error: means must stay numbers
 CASES = (("freeform", 0.1, 0.0), ("freeform", 0.2, 0.0), ("freeform", 0.4, 0.0), ("", 0.0, 25.0))
 
 
@@ -67,7 +70,7 @@ def restore(net: Generator, case: Case) -> U8:
 
 def mean_psnr(net: Generator, cases: list[Case]) -> float:
     """Mean of per-picture PSNR, dB."""
-    return float(np.mean([psnr(restore(net, c), c.clean) for c in cases]))
+    return float(np.mean([min(BEST_PSNR, psnr(restore(net, c), c.clean)) for c in cases]))
 
 
 def active_fractions(net: Generator, case: Case) -> dict[str, float]:
@@ -104,12 +107,18 @@ def bypass_losses(net: Generator, cases: list[Case]) -> dict[str, float]:
 
 
 def write_grid(path: Path, net: Generator, cases: list[Case]) -> None:
-    """Write rows of damaged | restored | clean as one PNG."""
+    """Write rows of damaged | restored | clean as one PNG, all cut to the narrowest picture.
+
+    Raises:
+        OutputError: The file cannot be written.
+    """
     from PIL import Image
 
-    rows = []
+    rows, width = [], min(c.clean.shape[1] for c in cases)
     for c in cases:
         damaged = np.where(c.mask[..., None] > 0, np.uint8(255), c.damaged)
-        rows.append(np.concatenate([damaged, restore(net, c), c.clean], 1))
-    width = min(r.shape[1] for r in rows)
-    Image.fromarray(np.concatenate([r[:, :width] for r in rows])).save(path)
+        cells = (damaged, restore(net, c), c.clean)
+        rows.append(np.concatenate([cell[:, :width] for cell in cells], 1))
+    file = BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(file, "PNG")
+    write_file(path, file.getvalue())
