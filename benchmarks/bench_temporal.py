@@ -1,6 +1,6 @@
-"""What the state brings to video: clips with known truth, noise or moving holes, PSNR per frame.
+"""What the state brings to video: clips with known truth and noise, PSNR per frame.
 
-    python benchmarks/bench_temporal.py            # writes results/temporal.json, prints a table
+    python benchmarks/bench_temporal.py      # writes results/temporal-MODEL.json, prints a table
 
 Every clip is restored twice with the same model: with its past (`video`) and frame by frame.
 Stills and real clips come from DATA (default ../shared/data/test). Sigma is given; n, seeds and

@@ -55,11 +55,14 @@ def command(
     target = Path(output)
     if target.suffix != ".onnx":
         raise InputError(f"{output}: the name must end in .onnx")
-    if target.exists() and not overwrite:
-        raise OutputError(f"{output}: exists; use --overwrite")
+    for path in (target, target.with_suffix(".md")):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists; use --overwrite")
     tensors, record = checkpoint.load(Path(run))
-    config = record["config"]
-    generator = generator_class(PRESETS[config["preset"]])
+    config = need("fastrestore.train.config", "export").TrainConfig.from_json(
+        record.get("config", {})
+    )
+    generator = generator_class(PRESETS[config.preset])
     try:
         generator.load_state_dict(checkpoint.part_of(tensors, "ema"))
     except RuntimeError as e:
@@ -69,8 +72,8 @@ def command(
         generator,
         target,
         name=name or target.stem,
-        track=config["track"],
-        licence=licence or LICENCES[config["track"]],
+        track=config.track,
+        licence=licence or LICENCES[config.track],
         training=training,
         metrics=_read_metrics(metrics),
         version=version,

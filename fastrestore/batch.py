@@ -13,7 +13,7 @@ from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
-    PICTURE_SUFFIXES,
+    WRITTEN,
     Picture,
     check_format,
     is_picture,
@@ -22,8 +22,11 @@ from fastrestore.images import (
 )
 from fastrestore.masks import grow, mask_from_alpha, mask_from_colour, parse_colour, read_mask
 from fastrestore.restore import Restorer, Sigma
-from fastrestore.video import VIDEO_SUFFIXES, is_video, probe, restore_video
+from fastrestore.video import restore_video
+from fastrestore.video_probe import is_video, probe
+from fastrestore.video_write import OUTPUT_SUFFIXES
 
+LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".avif"})
 Progress = Callable[[int, int | None, float], None]  # frames done, frames in all, frames/s
 
 
@@ -79,6 +82,7 @@ class Options:
     Attributes:
         mask: Path of a mask file or folder, `alpha`, or None.
         mask_colour: `#rrggbb` that marks damage in the picture itself, or None.
+        tolerance: Largest difference from that colour, 0-255 in any channel.
         invert: Black = repair in mask files.
         grow_px: Widening of the hole.
         sigma: Noise to remove; see `Restorer`.
@@ -91,6 +95,7 @@ class Options:
 
     mask: str | None = None
     mask_colour: str | None = None
+    tolerance: int = 0
     invert: bool = False
     grow_px: int = 1
     sigma: Sigma = None
@@ -110,11 +115,6 @@ class Options:
             raise InputError(f"{self.mask}: no such mask file or folder")
         if self.mask_colour:
             parse_colour(self.mask_colour)
-
-    @property
-    def has_mask(self) -> bool:
-        """Whether only holes are restored."""
-        return bool(self.mask or self.mask_colour)
 
 
 def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
@@ -140,9 +140,9 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
     taken: dict[Path, Path] = {}
     for source in sources:
         if out is None:
-            target = source.with_name(f"{source.stem}.restored{source.suffix}")
+            target = source.with_name(f"{source.stem}.restored{_result_suffix(source)}")
         else:
-            target = out / source.name if as_folder else out
+            target = out / f"{source.stem}{_result_suffix(source)}" if as_folder else out
         key = target.resolve()
         if key == source.resolve():
             raise InputError(f"{source}: the output would replace the input; choose another -o")
@@ -151,6 +151,12 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
         taken[key] = source
         jobs.append(Job(source, target))
     return jobs
+
+
+def _result_suffix(source: Path) -> str:
+    """Return the input's own suffix, or a lossless picture's or .mkv where that is not written."""
+    known, other = (OUTPUT_SUFFIXES, ".mkv") if is_video(source) else (WRITTEN, ".png")
+    return source.suffix if source.suffix.lower() in known else other
 
 
 def _expand(name: str, skip_results: bool) -> list[Path]:
@@ -182,6 +188,9 @@ def run(job: Job, restorer: Restorer, options: Options, progress: Progress | Non
         return Outcome(job, time.perf_counter() - began, size, frames, notes)
     except FastRestoreError as e:
         return Outcome(job, time.perf_counter() - began, error=e)
+    except MemoryError:
+        error = InputError(f"{label(job.source)}: not enough memory; make it smaller")
+        return Outcome(job, time.perf_counter() - began, error=error)
 
 
 def exit_code(outcomes: list[Outcome]) -> int:
@@ -195,7 +204,7 @@ def exit_code(outcomes: list[Outcome]) -> int:
 def check_target(job: Job, options: Options) -> None:
     """Refuse an output that is no picture or video, exists or cannot be; make its folder."""
     suffix = job.target.suffix.lower()
-    known = VIDEO_SUFFIXES if is_video(job.source) else PICTURE_SUFFIXES
+    known = OUTPUT_SUFFIXES if is_video(job.source) else WRITTEN
     if suffix not in known:
         what = "video" if is_video(job.source) else "picture"
         names = " ".join(sorted(known))
@@ -215,15 +224,38 @@ def _picture(
     picture = read_picture(job.source, options.max_pixels)
     check_format(picture, job.target.suffix, str(job.target))
     h, w = picture.rgb.shape[:2]
-    mask = find_mask(job.source, picture.rgb, options, picture)
+    restored, notes = restore_picture(job.source, picture, restorer, options)
+    write_picture(job.target, picture, restored, quality=options.quality)
+    if job.target.suffix.lower() in LOSSY and not restorer.sigma:
+        notes.append("the format is lossy: untouched pixels may change a little; .png keeps them")
+    return (w, h), 1, notes
+
+
+def restore_picture(
+    source: Path, picture: Picture, restorer: Restorer, options: Options
+) -> tuple[U8, list[str]]:
+    """Restore one picture that has been read.
+
+    Args:
+        source: Its name, for the mask and for messages.
+        picture: The damaged picture.
+        restorer: What restores.
+        options: How.
+
+    Returns:
+        uint8 RGB, `(H, W, 3)`, and what the user should know.
+
+    Raises:
+        InputError: The mask is absent, does not fit or covers everything.
+    """
+    mask = _find_mask(source, picture, options)
+    _check_mask(source, mask, options)
     notes = _empty_note(mask, options)
-    check_mask(job.source, mask, options)
     restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
     if options.sigma == "auto" or (options.sigma is None and mask is None):
         found = f"sigma {restorer.sigma:.1f}" if restorer.sigma else "none, nothing is removed"
         notes.append(f"noise: {found}")
-    write_picture(job.target, picture, restored, quality=options.quality)
-    return (w, h), 1, notes
+    return restored, notes
 
 
 def _video(
@@ -235,12 +267,16 @@ def _video(
     mask = None
     if options.mask:
         mask = _mask_file(job.source, (info.height, info.width), options)
-        check_mask(job.source, mask, options)
+        _check_mask(job.source, mask, options)
     notes = _empty_note(mask, options)
     restorer.reset()
 
+    found = []
+
     def step(frame: U8) -> U8:
-        return restorer.frame(frame, mask, sigma=options.sigma, grow_px=options.grow_px)
+        restored = restorer.frame(frame, mask, sigma=options.sigma, grow_px=options.grow_px)
+        found.append(restorer.sigma)
+        return restored
 
     changed = None if mask is None or options.sigma else grow(mask, options.grow_px)
     report = restore_video(
@@ -254,24 +290,26 @@ def _video(
         codec=options.codec,
         max_pixels=options.max_pixels,
     )
+    if options.sigma == "auto" or (options.sigma is None and mask is None):
+        notes.append(f"noise: sigma {min(found):.1f} to {max(found):.1f}")
     return (info.width, info.height), report.frames, notes + report.notes
 
 
-def find_mask(source: Path, rgb: U8, options: Options, picture: Picture | None) -> U8 | None:
+def _find_mask(source: Path, picture: Picture, options: Options) -> U8 | None:
     """Return the mask of one picture, uint8 `(H, W)`, 1 = hole; None where none is asked for."""
     if options.mask_colour:
-        return mask_from_colour(rgb, options.mask_colour)
+        return mask_from_colour(picture.rgb, options.mask_colour, options.tolerance)
     if options.mask == "alpha":
-        if picture is None or picture.alpha is None:
-            raise InputError(f"{source}: has no alpha channel; give a mask file")
+        if picture.alpha is None:
+            raise InputError(f"{label(source)}: has no alpha channel; give a mask file")
         return mask_from_alpha(picture)
     if options.mask is None:
         return None
-    h, w = rgb.shape[:2]
+    h, w = picture.rgb.shape[:2]
     return _mask_file(source, (h, w), options)
 
 
-def check_mask(source: Path, mask: U8 | None, options: Options) -> None:
+def _check_mask(source: Path, mask: U8 | None, options: Options) -> None:
     """Refuse a mask that leaves nothing, by the name of the file that it is for."""
     if mask is not None and grow(mask, options.grow_px).all():
         raise InputError(
@@ -287,6 +325,8 @@ def _mask_file(source: Path, size: tuple[int, int], options: Options) -> U8:
         if not found:
             wanted = label(f"{source.stem}.*")
             raise InputError(f"{label(source)}: no mask named {wanted} in {path}; add it there")
+        if len(found) > 1:
+            raise InputError(f"{label(source)}: {len(found)} masks in {path}; keep one")
         path = found[0]
     return read_mask(path, size, options.invert, options.max_pixels)
 

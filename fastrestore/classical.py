@@ -14,8 +14,10 @@ from fastrestore.arrays import U8
 from fastrestore.degrade import punch
 from fastrestore.errors import InputError, need
 
+RADIUS_PX = 3
 
-def telea(image: U8, mask: U8, radius_px: float = 3) -> U8:
+
+def telea(image: U8, mask: U8) -> U8:
     """Fill by fast marching from the rim inwards (OpenCV, radius 3 px).
 
     Raises:
@@ -25,10 +27,10 @@ def telea(image: U8, mask: U8, radius_px: float = 3) -> U8:
     """
     import cv2
 
-    return _opencv(image, mask, radius_px, cv2.INPAINT_TELEA)
+    return _opencv(image, mask, cv2.INPAINT_TELEA)
 
 
-def navier_stokes(image: U8, mask: U8, radius_px: float = 3) -> U8:
+def navier_stokes(image: U8, mask: U8) -> U8:
     """Fill by continuing the lines of equal brightness (OpenCV, radius 3 px).
 
     Raises:
@@ -38,7 +40,7 @@ def navier_stokes(image: U8, mask: U8, radius_px: float = 3) -> U8:
     """
     import cv2
 
-    return _opencv(image, mask, radius_px, cv2.INPAINT_NS)
+    return _opencv(image, mask, cv2.INPAINT_NS)
 
 
 def biharmonic(image: U8, mask: U8) -> U8:
@@ -119,11 +121,11 @@ DENOISERS: dict[str, Callable[[U8, float], U8]] = {
 }
 
 
-def _opencv(image: U8, mask: U8, radius_px: float, method: int) -> U8:
+def _opencv(image: U8, mask: U8, method: int) -> U8:
     import cv2
 
     damaged, hole = _damaged(image, mask)
-    return _composite(image, hole, np.asarray(cv2.inpaint(damaged, hole, radius_px, method)))
+    return _composite(image, hole, np.asarray(cv2.inpaint(damaged, hole, RADIUS_PX, method)))
 
 
 def _damaged(image: U8, mask: U8) -> tuple[U8, U8]:

@@ -16,6 +16,7 @@ from typing import Any
 import click
 
 from fastrestore._version import __version__
+from fastrestore.atomic import label
 from fastrestore.errors import FastRestoreError, OutputError, need
 
 # name -> (module, extra it needs or "", what it does)
@@ -93,6 +94,9 @@ def main() -> None:
     except FastRestoreError as e:
         click.echo(f"fastrestore: {e}", err=True)
         sys.exit(e.exit_code)
+    except OSError as e:  # a name that the system does not take, a folder that cannot be read
+        click.echo(f"fastrestore: {label(e.filename or '?')}: {e.strerror}; mend it", err=True)
+        sys.exit(3)
     except (KeyboardInterrupt, click.Abort):
         click.echo("fastrestore: interrupted", err=True)
         sys.exit(130)

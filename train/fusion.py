@@ -77,13 +77,12 @@ def mean_fill(x: Tensor, weight_of: list[int]) -> Tensor:
     return x + mean / mean[:, weight_of].clamp(min=1e-3) * (1 - x[:, weight_of])
 
 
-def fill(frame: Tensor, mask: Tensor, levels: int = PYRAMID_LEVELS) -> Tensor:
+def fill(frame: Tensor, mask: Tensor) -> Tensor:
     """Fill holes by the pull-push pyramid alone.
 
     Args:
         frame: float, `(N, 3, H, W)`, any range.
         mask: float, `(N, 1, H, W)`, 1 = hole.
-        levels: Halvings before the mean takes over.
 
     Returns:
         float, `(N, 3, H, W)`: the frame's own pixels outside the hole.
@@ -92,7 +91,7 @@ def fill(frame: Tensor, mask: Tensor, levels: int = PYRAMID_LEVELS) -> Tensor:
     x = torch.cat([frame * known, known], 1)
     w = [3] * 4
     pulled = [x]
-    for _ in range(levels):
+    for _ in range(PYRAMID_LEVELS):
         pulled.append(normalise(pull(pulled[-1]), w))
     coarse = mean_fill(pulled.pop(), w)
     finest = pulled.pop(0)

@@ -191,20 +191,6 @@ def start(config: TrainConfig) -> Run:
         raise InputError("device cuda: this torch finds no CUDA device; use --device cpu")
     torch.manual_seed(config.seed)
     net = Generator(PRESETS[config.preset])
-    if config.from_weights:
-        tensors, record = checkpoint.load(Path(config.from_weights))
-        theirs = TrainConfig.from_json(record.get("config", {}))
-        if (theirs.preset, theirs.track) != (config.preset, config.track):
-            raise InputError(
-                f"{config.from_weights}: holds {theirs.preset} of the {theirs.track} track, "
-                f"not {config.preset} of the {config.track} track"
-            )
-        try:
-            net.load_state_dict(checkpoint.part_of(tensors, "ema"))
-        except RuntimeError as e:
-            raise InputError(
-                f"{config.from_weights}: its weights do not fit {config.preset}"
-            ) from e
     device = torch.device(config.device)
     net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     big = [p for p in net.parameters() if p.ndim == 4]
@@ -269,6 +255,8 @@ def resume(config: TrainConfig, folder: Path) -> Run:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise OutputError(f"{folder}: cannot be made ({e.strerror}); choose another") from e
+        if config.from_weights:
+            _take_weights(run, config)
         return run
     tensors, record = checkpoint.load(folder)
     if not config.same_run(TrainConfig.from_json(record.get("config", {}))):
@@ -278,6 +266,22 @@ def resume(config: TrainConfig, folder: Path) -> Run:
     except (KeyError, RuntimeError, TypeError, ValueError) as e:
         raise InputError(f"{folder}: its checkpoint does not fit this version") from e
     return run
+
+
+def _take_weights(run: Run, config: TrainConfig) -> None:
+    """Start from the averaged weights of another run of the same preset and track."""
+    tensors, record = checkpoint.load(Path(config.from_weights))
+    theirs = TrainConfig.from_json(record.get("config", {}))
+    if (theirs.preset, theirs.track) != (config.preset, config.track):
+        raise InputError(
+            f"{config.from_weights}: holds {theirs.preset} of the {theirs.track} track, "
+            f"not {config.preset} of the {config.track} track"
+        )
+    try:
+        for net in (run.net, run.ema):
+            net.load_state_dict(checkpoint.part_of(tensors, "ema"))
+    except RuntimeError as e:
+        raise InputError(f"{config.from_weights}: its weights do not fit {config.preset}") from e
 
 
 def _restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:

@@ -93,7 +93,7 @@ def active_fractions(net: Generator, case: Case) -> dict[str, float]:
 def bypass_losses(net: Generator, cases: list[Case]) -> dict[str, float]:
     """PSNR lost, in dB, when the residual blocks of one level are left out: 0 = no use."""
     whole = mean_psnr(net, cases)
-    lost = {"middle": 0.0}
+    lost = {}
     middle, net.middle = net.middle, nn.Sequential()
     lost["middle"] = round(whole - mean_psnr(net, cases), 3)
     net.middle = middle

@@ -47,8 +47,7 @@ class OpenVinoBackend:
             self._flat = precision.inline(onnx.load_model_from_string(model)).SerializeToString()
             self._dynamic = self._compile(None)
         except RuntimeError as e:
-            line = str(e).strip().splitlines()[-1][:200]
-            raise ModelError(f"{spec.name}: OpenVINO cannot load it ({line})") from e
+            raise ModelError(f"{spec.name}: OpenVINO cannot load it ({_last_line(e)})") from e
         compiled = self._dynamic.get_compiled_model()
         self._has_state = has_state(
             spec.name,
@@ -82,7 +81,11 @@ class OpenVinoBackend:
         feeds = {"frame": frame, "mask": mask, "sigma": sigma}
         if self._has_state:
             feeds["state"] = state
-        out = self._request(frame.shape[:3]).infer(feeds, share_inputs=True)
+        try:
+            out = self._request(frame.shape[:3]).infer(feeds, share_inputs=True)
+        except RuntimeError as e:
+            size = f"{frame.shape[2]}x{frame.shape[1]}"
+            raise ModelError(f"{self.spec.name}: failed on {size} px ({_last_line(e)})") from e
         return out["restored"], out["state_out"] if self._has_state else np.zeros_like(state)
 
     def warm_up(self, shape: tuple[int, int, int]) -> None:
@@ -94,3 +97,7 @@ class OpenVinoBackend:
         """See `Backend.close`."""
         self._static.clear()
         self._dynamic = None
+
+
+def _last_line(e: Exception) -> str:
+    return (str(e).strip().splitlines() or [type(e).__name__])[-1][:200]

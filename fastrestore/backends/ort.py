@@ -42,10 +42,16 @@ class OrtBackend:
     def run(self, frame: U8, mask: U8, state: U8, sigma: F32) -> tuple[U8, U8]:
         """See `Backend.run`."""
         feeds = {"frame": frame, "mask": mask, "sigma": sigma}
-        if not self._has_state:
-            return self._session.run(["restored"], feeds)[0], np.zeros_like(state)
-        restored, after = self._session.run(["restored", "state_out"], {**feeds, "state": state})
-        return restored, after
+        outputs = ["restored"]
+        if self._has_state:
+            feeds["state"] = state
+            outputs.append("state_out")
+        try:
+            out = self._session.run(outputs, feeds)
+        except Exception as e:  # out of memory, mostly; see above
+            size = f"{frame.shape[2]}x{frame.shape[1]}"
+            raise ModelError(f"{self.spec.name}: failed on {size} px ({_first_line(e)})") from e
+        return out[0], out[1] if self._has_state else np.zeros_like(state)
 
     def warm_up(self, shape: tuple[int, int, int]) -> None:
         """See `Backend.warm_up`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastrestore.atomic import write_file
 from fastrestore.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -70,10 +71,7 @@ def command(
             runs += _measure(model, backend, threads, picture, hole, frame, seconds)
     report = Report({**env, "threads": threads}, runs)
     if output:
-        try:
-            Path(output).write_text(report.to_json(), encoding="utf-8")
-        except OSError as e:
-            raise OutputError(f"{output}: cannot be written ({e.strerror})") from e
+        write_file(output, report.to_json().encode())
     if as_json:
         click.echo(report.to_json(), nl=False)
         return

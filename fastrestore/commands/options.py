@@ -11,6 +11,8 @@ import click
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from fastrestore.restore import Sigma
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -37,14 +39,14 @@ def model_options(command: F) -> F:
     return command
 
 
-class SigmaType(click.ParamType[Any]):
+class SigmaType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only
     """A noise level from 0 to 254, or `auto`."""
 
     name = "sigma"
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
+    ) -> Sigma:
         """Parse the command line's text."""
         if value == "auto":
             return "auto"

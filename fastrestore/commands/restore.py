@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from fastrestore.batch import Job, Options, Outcome
+    from fastrestore.restore import Restorer, Sigma
 
 
 @click.command("restore", no_args_is_help=True)
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
 @click.option("-o", "--output", metavar="PATH", help="File, or folder for several inputs.")
 @click.option("--mask", metavar="FILE|DIR|alpha", help="White = repair. A folder goes by name.")
 @click.option("--mask-color", metavar="#RRGGBB", help="Repair every pixel of this colour.")
+@click.option(
+    "--tolerance",
+    type=click.IntRange(0, 255),
+    default=0,
+    show_default=True,
+    help="Of --mask-color, per channel; a JPEG needs about 60.",
+)
 @click.option("--invert-mask", is_flag=True, help="Black = repair.")
 @click.option(
     "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
@@ -50,9 +58,10 @@ def command(
     output: str | None,
     mask: str | None,
     mask_color: str | None,
+    tolerance: int,
     invert_mask: bool,
     grow: int,
-    clean: float | str | None,
+    clean: Sigma,
     quality: int,
     crf: int,
     codec: str | None,
@@ -67,8 +76,9 @@ def command(
 ) -> int:
     """Restore pictures, folders and videos.
 
-    With a mask only what it marks changes, every other pixel stays as it was. Without one,
-    noise is estimated and removed. `-` reads a picture from stdin; `-o -` writes PNG to stdout.
+    With a mask only what it marks changes; lossless formats keep every other pixel bit for bit.
+    Without one, noise is estimated and removed. `-` reads a picture from stdin; `-o -` writes
+    PNG to stdout.
 
     \b
     fastrestore restore photo.jpg --mask holes.png
@@ -82,9 +92,10 @@ def command(
     options = Options(
         mask=mask,
         mask_colour=mask_color,
+        tolerance=tolerance,
         invert=invert_mask,
         grow_px=grow,
-        sigma=clean if clean in (None, "auto") else float(str(clean)),  # type: ignore[arg-type]
+        sigma=clean,
         max_pixels=max_pixels,
         quality=quality,
         crf=crf,
@@ -92,7 +103,10 @@ def command(
         overwrite=overwrite,
     )
     if "-" in inputs or output == "-":
-        _pipe(inputs, output, options, model, backend, threads)
+        if as_json or skip_existing:
+            raise InputError("stdin and stdout go without --json and --skip-existing")
+        with Restorer(model, backend=backend, threads=threads) as restorer:
+            _pipe(inputs, output, options, restorer, quiet)
         return 0
     jobs = collect(inputs, output)
     if skip_existing:
@@ -101,7 +115,13 @@ def command(
     with Restorer(model, backend=backend, threads=threads) as restorer, progress_bar(quiet) as bar:
         for i, job in enumerate(jobs):
             head = f"{i + 1}/{len(jobs)} {job.source.name}"
-            outcome = run(job, restorer, options, _frames(bar, head))
+            try:
+                outcome = run(job, restorer, options, _frames(bar, head))
+            except KeyboardInterrupt:
+                part = job.target.with_name(f"{job.target.stem}.part{job.target.suffix}")
+                if part.exists():
+                    click.echo(f"what is done so far plays: {label(part)}", err=True)
+                raise
             outcomes.append(outcome)
             _say(outcome, as_json, quiet)
     if len(jobs) > 1 and not quiet:
@@ -143,17 +163,15 @@ def _pipe(
     inputs: tuple[str, ...],
     output: str | None,
     options: Options,
-    model: str,
-    backend: str,
-    threads: int | None,
+    restorer: Restorer,
+    quiet: bool,
 ) -> None:
     """Restore one picture from stdin, to stdout, or both."""
     import io
     from pathlib import Path
 
-    from fastrestore.batch import Job, check_mask, check_target, find_mask
+    from fastrestore.batch import Job, check_target, restore_picture
     from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
-    from fastrestore.restore import Restorer
 
     if len(inputs) > 1 or output is None:
         raise InputError("stdin and stdout take one picture: fastrestore restore - -o -")
@@ -164,12 +182,11 @@ def _pipe(
         picture = decode_picture(io.BytesIO(sys.stdin.buffer.read()), "stdin", options.max_pixels)
     else:
         picture = read_picture(source, options.max_pixels)
-    mask = find_mask(source, picture.rgb, options, picture)
-    check_mask(source, mask, options)
-    with Restorer(model, backend=backend, threads=threads) as restorer:
-        out = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+    restored, notes = restore_picture(source, picture, restorer, options)
     if output == "-":
-        sys.stdout.buffer.write(encode_picture(picture, out, ".png"))
+        sys.stdout.buffer.write(encode_picture(picture, restored, ".png"))
         sys.stdout.buffer.flush()  # here, where a full disk or a closed pipe can still be said
     else:
-        write_picture(Path(output), picture, out, quality=options.quality)
+        write_picture(Path(output), picture, restored, quality=options.quality)
+    for note in () if quiet else notes:
+        click.echo(f"{source}: {note}", err=True)

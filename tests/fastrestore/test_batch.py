@@ -526,13 +526,6 @@ def test_contradictions_are_refused_at_once(options: dict[str, Any], words: str)
         Options(**options)
 
 
-def test_has_mask(tmp_path: Path) -> None:
-    assert not Options().has_mask
-    assert Options(mask="alpha").has_mask
-    assert Options(mask_colour="#ff00ff").has_mask
-    assert Options(mask=str(tmp_path)).has_mask
-
-
 @pytest.mark.parametrize(
     ("errors", "code"),
     [

@@ -14,7 +14,8 @@ from fastrestore.errors import ModelError, OutputError
 from fastrestore.images import read_picture
 from fastrestore.metrics import psnr
 from fastrestore.restore import Restorer
-from fastrestore.video_io import probe, read_frames
+from fastrestore.video_io import read_frames
+from fastrestore.video_probe import probe
 
 PICTURES = ("cat", "vegetables", "bridge")
 

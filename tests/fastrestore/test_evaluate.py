@@ -266,7 +266,8 @@ def test_inpainters_for_holes_and_denoisers_for_noise() -> None:
     assert set(classical_methods(Damage("rects", 0.2, 25))) == {"input", *INPAINTERS}
     assert set(classical_methods(Damage(sigma=25))) == {"input", *DENOISERS}
     assert set(classical_methods(Damage("rects", 0.2), ["telea"])) == {"input", "telea"}
-    assert set(classical_methods(Damage(sigma=25), ["telea"])) == {"input"}
+    with pytest.raises(InputError, match="telea: does not fit sigma 25"):
+        classical_methods(Damage(sigma=25), ["telea"])
     assert set(classical_methods(Damage(sigma=25), [])) == {"input"}
 
 

@@ -617,3 +617,15 @@ def test_closing_twice_is_no_error(scene: U8) -> None:
         restorer(part(scene, 0, 0, 16, 16), sigma=5)
         restorer.close()
     restorer.close()
+
+
+def test_a_moving_hole_finds_what_was_seen_before(restorer: Restorer, scene: U8) -> None:
+    """Without noise the past of every known pixel is kept, although only holes are run."""
+    scene = scene[100:292, 100:324]
+    figures = []
+    restorer.reset()
+    for t in range(6):
+        mask = np.zeros(scene.shape[:2], np.uint8)
+        mask[60:90, 10 + 35 * t : 40 + 35 * t] = 1
+        figures.append(hole_psnr(restorer.frame(punch(scene, mask), mask), scene, mask))
+    assert min(figures[1:]) > 40 > figures[0]

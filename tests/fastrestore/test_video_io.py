@@ -12,15 +12,8 @@ import numpy as np
 import pytest
 
 from fastrestore.errors import InputError
-from fastrestore.video_io import (
-    VIDEO_SUFFIXES,
-    VideoReader,
-    is_video,
-    probe,
-    read_frames,
-    write_frames,
-)
-from fastrestore.video_probe import Orientation
+from fastrestore.video_io import VideoReader, read_frames, write_frames
+from fastrestore.video_probe import VIDEO_SUFFIXES, Orientation, is_video, probe
 from fastrestore.video_write import OUTPUT_SUFFIXES, choose_encoding
 
 H, W = 48, 64

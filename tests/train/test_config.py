@@ -42,7 +42,7 @@ OTHER: dict[str, Any] = {
     "device": "cuda",
     "from_weights": "runs/other",
 }
-MAY_DIFFER = {"minutes", "steps", "threads", "device", "validate_every"}
+MAY_DIFFER = {"minutes", "steps", "threads", "validate_every"}
 
 
 def changed(name: str) -> TrainConfig:

@@ -25,7 +25,7 @@ from fastrestore.presets import PRESETS, Preset
 from fastrestore.train import checkpoint, loop
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.data import Sampler
-from fastrestore.train.loop import Run, generator_loss, set_rates, start, train, update
+from fastrestore.train.loop import Run, generator_loss, resume, set_rates, start, train, update
 from fastrestore.train.samples import Sample, make_sample
 
 BLOCKS = ["encoder.0.0", "middle.0", "middle.1", "decoder.0.0"]
@@ -170,7 +170,7 @@ def test_another_recipe_in_the_folder_is_refused(folder: Path, tmp_path: Path) -
 def test_from_weights_starts_with_the_average(folder: Path, tmp_path: Path) -> None:
     first = train(make_config(folder, steps=3), tmp_path / "first")
     config = make_config(folder, from_weights=str(tmp_path / "first"), seed=8)
-    run = start(config)
+    run = resume(config, tmp_path / "second")
     assert run.step == 0
     assert same(run.net.state_dict(), first.ema.state_dict())
     assert same(run.ema.state_dict(), first.ema.state_dict())
@@ -214,7 +214,7 @@ def test_edited_checkpoint_is_refused_in_one_line(folder: Path, tmp_path: Path, 
     assert "\n" not in str(e.value)
     if what in list(EDITS)[:4]:
         with pytest.raises(InputError) as e:
-            start(make_config(folder, from_weights=str(tmp_path)))
+            resume(make_config(folder, from_weights=str(tmp_path)), tmp_path / "next")
         assert "\n" not in str(e.value)
 
 
