@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import glob
+import os
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
@@ -112,7 +115,7 @@ class Options:
         if self.mask == "auto":
             raise InputError("--mask auto: there is no damage detector yet; give a mask file")
         if self.mask not in (None, "alpha") and not Path(str(self.mask)).exists():
-            raise InputError(f"{self.mask}: no such mask file or folder")
+            raise InputError(f"{label(str(self.mask))}: no such mask file or folder")
         if self.mask_colour:
             parse_colour(self.mask_colour)
 
@@ -135,19 +138,20 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
     out = Path(output) if output else None
     as_folder = out is not None and (many or out.is_dir() or (output or "").endswith(("/", "\\")))
     if out is not None and as_folder and out.is_file():
-        raise InputError(f"{out}: is a file, but {len(sources)} inputs need a folder")
+        raise InputError(f"{label(out)}: is a file, but {len(sources)} inputs need a folder")
     jobs: list[Job] = []
-    taken: dict[Path, Path] = {}
+    taken: dict[str, Path] = {}
     for source in sources:
         if out is None:
             target = source.with_name(f"{source.stem}.restored{_result_suffix(source)}")
         else:
             target = out / f"{source.stem}{_result_suffix(source)}" if as_folder else out
-        key = target.resolve()
-        if key == source.resolve():
-            raise InputError(f"{source}: the output would replace the input; choose another -o")
+        key, name = os.path.realpath(target), label(source)
+        if key == os.path.realpath(source):
+            raise InputError(f"{name}: the output would replace the input; choose another -o")
         if key in taken:
-            raise InputError(f"{source}: would be written to {target}, as {taken[key]} would")
+            first = label(taken[key])
+            raise InputError(f"{name}: would be written to {label(target)}, as {first} would")
         taken[key] = source
         jobs.append(Job(source, target))
     return jobs
@@ -164,14 +168,14 @@ def _expand(name: str, skip_results: bool) -> list[Path]:
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and (is_picture(p) or is_video(p)))
         if skip_results:  # they lie beside the inputs: a second run would restore them again
-            found = [p for p in found if not p.stem.endswith(".restored")]
+            found = [p for p in found if ".restored" not in p.stem]
         if not found:
-            raise InputError(f"{name}: no pictures or videos in this folder")
+            raise InputError(f"{label(name)}: no pictures or videos in this folder")
         return found
     if not path.exists() and glob.has_magic(name):
         found = sorted(Path(p) for p in glob.glob(name))
         if not found:
-            raise InputError(f"{name}: matches no file")
+            raise InputError(f"{label(name)}: matches no file")
         return found
     return [path]
 
@@ -182,6 +186,8 @@ def run(job: Job, restorer: Restorer, options: Options, progress: Progress | Non
     try:
         if not job.source.exists():
             raise InputError(f"{label(job.source)}: no such file; check the name")
+        if not (job.source.is_file() or job.source.is_dir()):  # a pipe by name would be waited for without end
+            raise InputError(f"{label(job.source)}: is no regular file; copy it to one")
         check_target(job, options)
         work = _video if is_video(job.source) else _picture
         size, frames, notes = work(job, restorer, options, progress)
@@ -222,13 +228,24 @@ def _picture(
     job: Job, restorer: Restorer, options: Options, _progress: Progress | None
 ) -> tuple[tuple[int, int], int, list[str]]:
     picture = read_picture(job.source, options.max_pixels)
-    check_format(picture, job.target.suffix, str(job.target))
+    shown = without_holes(picture, options)
+    check_format(shown, job.target.suffix, label(job.target))
     h, w = picture.rgb.shape[:2]
     restored, notes = restore_picture(job.source, picture, restorer, options)
-    write_picture(job.target, picture, restored, quality=options.quality)
+    write_picture(job.target, shown, restored, quality=options.quality)
     if job.target.suffix.lower() in LOSSY and not restorer.sigma:
         notes.append("the format is lossy: untouched pixels may change a little; .png keeps them")
     return (w, h), 1, notes
+
+
+def without_holes(picture: Picture, options: Options) -> Picture:
+    """Return the picture as it is written: what transparency marked as a hole becomes opaque."""
+    if options.mask != "alpha" or picture.alpha is None:
+        return picture
+    opaque = np.iinfo(picture.alpha.dtype).max
+    alpha = picture.alpha.copy()
+    alpha[mask_from_alpha(picture) > 0] = opaque
+    return replace(picture, alpha=alpha)
 
 
 def restore_picture(
@@ -263,7 +280,7 @@ def _video(
 ) -> tuple[tuple[int, int], int, list[str]]:
     info = probe(job.source, options.max_pixels)
     if options.mask == "alpha" or options.mask_colour:
-        raise InputError(f"{job.source}: a video needs a mask file, not alpha or a colour")
+        raise InputError(f"{label(job.source)}: a video needs a mask file, not alpha or a colour")
     mask = None
     if options.mask:
         mask = _mask_file(job.source, (info.height, info.width), options)

@@ -97,6 +97,8 @@ def main() -> None:
     except OSError as e:  # a name that the system does not take, a folder that cannot be read
         click.echo(f"fastrestore: {label(e.filename or '?')}: {e.strerror}; mend it", err=True)
         sys.exit(3)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("fastrestore: interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort) as e:
+        # click turns the one into the other; its argument names what an interrupted video left
+        left = "".join(f"; {a}" for a in (e.__cause__ or e).args)
+        click.echo(f"fastrestore: interrupted{left}", err=True)
         sys.exit(130)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import queue
+import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -66,8 +67,8 @@ def restore_video(
 ) -> VideoReport:
     """Restore every frame of a clip and keep all else: stamps, sound, subtitles, chapters, tags.
 
-    The file grows as `<stem>.part.<suffix>` beside the target and is renamed at the end. After
-    Ctrl+C, or when `stop` is set, that part file is completed so that it plays, and stays.
+    The file grows as `<stem>.part-<token>.<suffix>` beside the target and is renamed at the end.
+    After Ctrl+C, or when `stop` is set, that part file is completed so that it plays, and stays.
 
     Args:
         source: The clip.
@@ -96,7 +97,11 @@ def restore_video(
     with VideoReader(source, max_pixels) as reader:
         hole = _check_mask(mask, reader.info, source)
         job = _Job(reader, part, Path(target), encoding, hole)
-        frames = job.run(restore_frame, progress, stop or threading.Event())
+        try:
+            frames = job.run(restore_frame, progress, stop or threading.Event())
+        except KeyboardInterrupt as e:
+            left = [f"what is done so far plays: {part}"] if part.exists() else []
+            raise KeyboardInterrupt(*left) from e
     try:
         os.replace(part, target)
     except OSError as e:
@@ -108,13 +113,13 @@ def restore_video(
 
 def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
     """Return the part file's path, or say why the target cannot be written there."""
-    part = target.with_name(f"{target.stem}.part{target.suffix}")
-    for path in (target, part):
-        if path.exists() and source.exists() and path.samefile(source):
-            raise OutputError(f"{target}: would overwrite the input {source}; choose another name")
+    # A name of its own: two runs to one target must not write into one file.
+    part = target.with_name(f"{target.stem}.part-{secrets.token_hex(3)}{target.suffix}")
+    if target.exists() and source.exists() and target.samefile(source):
+        raise OutputError(f"{target}: would overwrite the input {source}; choose another name")
     if not target.parent.is_dir():
         raise OutputError(f"{target}: the folder does not exist; create it first")
-    if target.is_dir() or part.is_dir():
+    if target.is_dir():
         raise OutputError(f"{target}: is a folder; give the name of a file")
     if target.exists() and not overwrite:
         raise OutputError(f"{target}: exists already; use --overwrite to replace it")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     type=click.Choice(["ort", "openvino"]),
     help="Several times for several.  [all that are installed]",
 )
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [all usable]")
+@click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]")
 @click.option("--size", default="512x512", show_default=True, metavar="WxH", help="Of the picture.")
 @click.option("--hole", type=click.FloatRange(0, 0.9), default=0.05, show_default=True)
 @click.option("--video-size", default="1280x720", show_default=True, metavar="WxH")

@@ -19,7 +19,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def model_options(command: F) -> F:
     """Add `--model`, `--backend` and `--threads`."""
     for option in (
-        click.option("--threads", type=click.IntRange(1), help="CPU threads.  [all usable]"),
+        click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]"),
         click.option(
             "--backend",
             type=click.Choice(["auto", "ort", "openvino"]),

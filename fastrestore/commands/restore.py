@@ -115,13 +115,7 @@ def command(
     with Restorer(model, backend=backend, threads=threads) as restorer, progress_bar(quiet) as bar:
         for i, job in enumerate(jobs):
             head = f"{i + 1}/{len(jobs)} {job.source.name}"
-            try:
-                outcome = run(job, restorer, options, _frames(bar, head))
-            except KeyboardInterrupt:
-                part = job.target.with_name(f"{job.target.stem}.part{job.target.suffix}")
-                if part.exists():
-                    click.echo(f"what is done so far plays: {label(part)}", err=True)
-                raise
+            outcome = run(job, restorer, options, _frames(bar, head))
             outcomes.append(outcome)
             _say(outcome, as_json, quiet)
     if len(jobs) > 1 and not quiet:
@@ -170,7 +164,7 @@ def _pipe(
     import io
     from pathlib import Path
 
-    from fastrestore.batch import Job, check_target, restore_picture
+    from fastrestore.batch import Job, check_target, restore_picture, without_holes
     from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
 
     if len(inputs) > 1 or output is None:
@@ -178,15 +172,18 @@ def _pipe(
     source = Path("stdin" if inputs[0] == "-" else inputs[0])
     if output != "-":
         check_target(Job(source, Path(output)), options)
+    if (inputs[0] == "-" and sys.stdin is None) or (output == "-" and sys.stdout is None):
+        raise InputError("stdin or stdout is closed; give a file instead of -")
     if inputs[0] == "-":
         picture = decode_picture(io.BytesIO(sys.stdin.buffer.read()), "stdin", options.max_pixels)
     else:
         picture = read_picture(source, options.max_pixels)
     restored, notes = restore_picture(source, picture, restorer, options)
+    shown = without_holes(picture, options)
     if output == "-":
-        sys.stdout.buffer.write(encode_picture(picture, restored, ".png"))
+        sys.stdout.buffer.write(encode_picture(shown, restored, ".png"))
         sys.stdout.buffer.flush()  # here, where a full disk or a closed pipe can still be said
     else:
-        write_picture(Path(output), picture, restored, quality=options.quality)
+        write_picture(Path(output), shown, restored, quality=options.quality)
     for note in () if quiet else notes:
         click.echo(f"{source}: {note}", err=True)

@@ -551,3 +551,20 @@ def test_a_failed_outcome_as_json() -> None:
     assert (found["input"], found["output"], found["frames"]) == ("a.png", None, 0)
     assert found["ms"] == 12.3
     assert found["error"] == {"code": 5, "message": "b.png: full"}
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    job = Job(tmp_path / "pipe.png", tmp_path / "out.png")
+    assert "no regular file" in str(restored(job).error)
+
+
+def test_what_transparency_marked_is_seen_afterwards(tmp_path: Path) -> None:
+    pixels = np.full((40, 48, 4), 200, np.uint8)
+    pixels[..., 3] = 255
+    pixels[10:20, 10:20, 3] = 0
+    (tmp_path / "a.png").write_bytes(encode_png(pixels, Meta()))
+    job = Job(tmp_path / "a.png", tmp_path / "b.png")
+    assert restored(job, Options(mask="alpha")).error is None
+    alpha = read_picture(job.target).alpha
+    assert alpha is None or alpha.min() == 255

@@ -367,8 +367,9 @@ def test_ctrl_c_leaves_a_part_file_that_plays(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         restore_video(source, tmp_path / "out.mp4", impatient)
-    assert sorted(os.listdir(tmp_path)) == ["in.mp4", "out.part.mp4"]
-    assert stamps(tmp_path / "out.part.mp4") == stamps(source)[:11]
+    (part,) = tmp_path.glob("out.part-*.mp4")
+    assert sorted(os.listdir(tmp_path)) == ["in.mp4", part.name]
+    assert stamps(part) == stamps(source)[:11]
 
 
 def test_stop_event_ends_like_ctrl_c(tmp_path: Path) -> None:
@@ -382,7 +383,8 @@ def test_stop_event_ends_like_ctrl_c(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         restore_video(source, tmp_path / "out.mkv", invert, progress=progress, stop=stop)
-    assert len(frames(tmp_path / "out.part.mkv")) == 5
+    (part,) = tmp_path.glob("out.part-*.mkv")
+    assert len(frames(part)) == 5
     assert not (tmp_path / "out.mkv").exists()
 
 
@@ -454,8 +456,6 @@ def test_refused_targets(tmp_path: Path) -> None:
     _refuse(source, tmp_path / "link.mp4", OutputError, "the input", overwrite=True)
     _refuse(source, tmp_path / "dir.mp4", OutputError, "is a folder", overwrite=True)
     _refuse(source, tmp_path / "no" / "out.mp4", OutputError, "folder does not exist")
-    part = make_clip(tmp_path / "half.part.mp4", pts=CFR[:2])
-    _refuse(part, tmp_path / "half.mp4", OutputError, "the input")
     restore_video(source, tmp_path / "old.mp4", invert, overwrite=True)
     assert len(frames(tmp_path / "old.mp4")) == 2
 
