@@ -186,7 +186,9 @@ def run(job: Job, restorer: Restorer, options: Options, progress: Progress | Non
     try:
         if not job.source.exists():
             raise InputError(f"{label(job.source)}: no such file; check the name")
-        if not (job.source.is_file() or job.source.is_dir()):  # a pipe by name would be waited for without end
+        if not (
+            job.source.is_file() or job.source.is_dir()
+        ):  # a pipe by name would be waited for without end
             raise InputError(f"{label(job.source)}: is no regular file; copy it to one")
         check_target(job, options)
         work = _video if is_video(job.source) else _picture

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import signal
 import sys
 from typing import Any
 
@@ -85,6 +86,7 @@ def cli() -> None:
 
 def main() -> None:
     """Run the program; deliberate errors are one line on stderr and an exit code."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, parts complete
     try:
         code = cli.main(standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)

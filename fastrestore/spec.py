@@ -105,7 +105,7 @@ def read_spec(model: bytes, name: str) -> ModelSpec:
     try:
         found = dict(_metadata(model))
     except (IndexError, KeyError, ValueError) as e:
-        raise ModelError(f"{name}: not an ONNX file") from e
+        raise ModelError(f"{name}: not an ONNX file; make one with `fastrestore export`") from e
     if KEY not in found:
         raise ModelError(f"{name}: no fastrestore spec inside; make it with `fastrestore export`")
     try:

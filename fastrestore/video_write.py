@@ -152,6 +152,9 @@ class VideoWriter:
         context.color_primaries, context.color_trc = info.colour.primaries, info.colour.transfer
         if old.sample_aspect_ratio:
             context.sample_aspect_ratio = old.sample_aspect_ratio
+            if old.sample_aspect_ratio != 1 and encoding.codec != "libx264":
+                shape = f"{old.sample_aspect_ratio.numerator}:{old.sample_aspect_ratio.denominator}"
+                self.notes.append(f"dropped: pixel shape {shape}, only libx264 keeps it here")
         if info.orientation.matrix:
             new.set_display_matrix(info.orientation.matrix)
         new.metadata.update(_lasting(old.metadata))

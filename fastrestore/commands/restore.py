@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -117,7 +118,11 @@ def command(
             head = f"{i + 1}/{len(jobs)} {job.source.name}"
             outcome = run(job, restorer, options, _frames(bar, head))
             outcomes.append(outcome)
-            _say(outcome, as_json, quiet)
+            try:
+                _say(outcome, as_json, quiet)
+            except BrokenPipeError:  # nobody reads any more; the work goes on
+                as_json, quiet = False, True
+                _unplug()
     if len(jobs) > 1 and not quiet:
         failed = sum(o.error is not None for o in outcomes)
         click.echo(f"{len(jobs) - failed} restored, {failed} failed", err=True)
@@ -135,6 +140,13 @@ def _frames(bar: Progress, head: str) -> Callable[[int, int | None, float], None
         bar.update(task, completed=done, total=total, figures=figures)
 
     return show
+
+
+def _unplug() -> None:
+    """Send what is still written to stdout and stderr nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(nowhere, stream.fileno())
 
 
 def _say(outcome: Outcome, as_json: bool, quiet: bool) -> None:
@@ -166,10 +178,13 @@ def _pipe(
 
     from fastrestore.batch import Job, check_target, restore_picture, without_holes
     from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
+    from fastrestore.video_probe import is_video
 
     if len(inputs) > 1 or output is None:
         raise InputError("stdin and stdout take one picture: fastrestore restore - -o -")
     source = Path("stdin" if inputs[0] == "-" else inputs[0])
+    if is_video(source):
+        raise InputError(f"{label(source)}: a video is written to a file; give -o NAME.mkv")
     if output != "-":
         check_target(Job(source, Path(output)), options)
     if (inputs[0] == "-" and sys.stdin is None) or (output == "-" and sys.stdout is None):
