@@ -781,10 +781,7 @@ def test_doctor_of_a_broken_installation(
     monkeypatch.setattr(doctor, "weights_folder", lambda: here)
     result = fr("doctor")
     assert (result.code, result.err) == (4, "")
-    assert (
     assert "FAIL  model broken: broken.onnx: not an ONNX file; make one with" in result.out
-        in result.out
-    )
 
 
 def test_bench_and_its_comparison(here: Path, fr: Call) -> None:
