@@ -41,17 +41,14 @@ def _text(spec: ModelSpec, sha256: str, size: int) -> str:
         f"- Licence: {spec.licence}",
     ]
     if t:
-        lines += ["", "## Training", ""]
-        for name, share in t.get("data", {}).items():
-            lines.append(f"- Data `{name}` (weight {share:g}): {_DATA.get(name, 'own pictures')}")
-        lines += [
-            f"- {t.get('steps')} steps, {t.get('crops')} crops, {t.get('hours')} h "
-            f"on {t.get('machine') or 'a machine that was not recorded'}",
-            f"- Settings: {_flat(t.get('config', {}))}",
+        lines += ["", f"## Training, on {t['machine'] or 'a machine that was not recorded'}", ""]
+        for number, stage in enumerate(t["stages"], 1):
+            lines += _stage(number, stage)
+        lines.append(
             f"- PSNR on pictures held out from the training folders, dB: "
-            f"{_flat(t.get('held_out_psnr', {}))} (ffN = free-form holes of N %, "
-            "composite; s25 = noise of sigma 25)",
-        ]
+            f"{_flat(t['held_out_psnr'])} (ffN = free-form holes of N %, composite; s25 = noise "
+            "of sigma 25)"
+        )
     if spec.metrics:
         lines += ["", "## Test figures", ""]
         lines += [f"- {name}: {value}" for name, value in spec.metrics.items()]
@@ -68,6 +65,18 @@ def _text(spec: ModelSpec, sha256: str, size: int) -> str:
         "film grain of large size are not removed.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _stage(number: int, stage: dict[str, Any]) -> list[str]:
+    data = "; ".join(
+        f"`{name}` (weight {share:g}): {_DATA.get(name, 'own pictures')}"
+        for name, share in stage["data"].items()
+    )
+    return [
+        f"- Run {number}: {stage['steps']} steps, {stage['crops']} crops, {stage['hours']} h",
+        f"  - Data: {data}",
+        f"  - Settings: {_flat(stage['config'])}",
+    ]
 
 
 def _faces(spec: ModelSpec) -> str:

@@ -89,19 +89,26 @@ def command(
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what the spec says of a run: names of folders, never their paths."""
-    config = dict(record["config"])
-    folders = [entry.partition("=") for entry in config.pop("data")]
-    config.pop("from_weights", None)
+    """Return what the spec says of a run and of those before it: names of folders, not paths."""
+    stages = []
+    for run in [*record.get("earlier", []), record]:
+        config = dict(run["config"])
+        folders = [entry.partition("=") for entry in config.pop("data")]
+        config.pop("from_weights", None)
+        stages.append(
+            {
+                "data": {Path(f).name: float(share or 1) for f, _, share in folders},
+                "steps": run["step"],
+                "crops": run["crops"],
+                "hours": round(run["seconds"] / 3600, 2),
+                "config": config,
+            }
+        )
     last = record["history"][-1] if record["history"] else {}
     return {
-        "data": {Path(f).name: float(share or 1) for f, _, share in folders},
-        "steps": record["step"],
-        "crops": record["crops"],
-        "hours": round(record["seconds"] / 3600, 2),
+        "stages": stages,
         "machine": record.get("machine", ""),
         "held_out_psnr": last.get("psnr", {}),
-        "config": config,
     }
 
 

@@ -47,6 +47,7 @@ class Run:
     crops: int = 0
     seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
+    earlier: list[dict[str, Any]] = field(default_factory=list)  # runs these weights come from
 
     @property
     def done(self) -> float:
@@ -229,6 +230,7 @@ def save(run: Run, folder: Path) -> None:
         "crops": run.crops,
         "seconds": run.seconds,
         "history": run.history,
+        "earlier": run.earlier,
         "data_rng": run.data_rng.bit_generator.state,
         "machine": machine(run.config),
     }
@@ -282,6 +284,8 @@ def _take_weights(run: Run, config: TrainConfig) -> None:
             net.load_state_dict(checkpoint.part_of(tensors, "ema"))
     except RuntimeError as e:
         raise InputError(f"{config.from_weights}: its weights do not fit {config.preset}") from e
+    before = {k: record.get(k) for k in ("config", "step", "crops", "seconds")}
+    run.earlier = [*record.get("earlier", []), before]
 
 
 def _restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
@@ -297,4 +301,4 @@ def _restore(run: Run, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
     run.noise_rng.set_state(tensors["noise_rng"])
     run.data_rng.bit_generator.state = record["data_rng"]
     run.step, run.crops, run.seconds = record["step"], record["crops"], record["seconds"]
-    run.history = record["history"]
+    run.history, run.earlier = record["history"], record.get("earlier", [])
