@@ -29,13 +29,13 @@ SPEC = ModelSpec("fake", "tiny", 16, 64, 6, "free", "none")
 
 @pytest.fixture(scope="module")
 def restorer() -> Iterator[Restorer]:
-    with Restorer("tiny", backend="ort", threads=1) as loaded:
+    with Restorer("nano", backend="ort", threads=1) as loaded:
         yield loaded
 
 
 @pytest.fixture(scope="module")
 def tiled() -> Iterator[Restorer]:
-    with Restorer("tiny", backend="ort", threads=1, limit_px=TILED_PX) as loaded:
+    with Restorer("nano", backend="ort", threads=1, limit_px=TILED_PX) as loaded:
         yield loaded
 
 
@@ -608,12 +608,12 @@ def test_negative_grow_is_refused(negative: Negative) -> None:
 
 def test_it_says_what_runs(restorer: Restorer) -> None:
     assert restorer.backend == "ort"
-    shipped = find_model("tiny")
-    assert restorer.spec == read_spec(shipped.read_bytes(), "tiny")
+    shipped = find_model("nano")
+    assert restorer.spec == read_spec(shipped.read_bytes(), "nano")
 
 
 def test_closing_twice_is_no_error(scene: U8) -> None:
-    with Restorer("tiny", backend="ort", threads=1) as restorer:
+    with Restorer("nano", backend="ort", threads=1) as restorer:
         restorer(part(scene, 0, 0, 16, 16), sigma=5)
         restorer.close()
     restorer.close()
