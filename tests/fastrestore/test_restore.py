@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fastrestore import restore as restore_module
 from fastrestore.arrays import F32, U8
 from fastrestore.backend import find_model
-from fastrestore.degrade import add_noise, punch
+from fastrestore.degrade import add_noise, make_mask, punch
 from fastrestore.demo import sample_folder
 from fastrestore.errors import InputError
 from fastrestore.images import read_picture
@@ -629,3 +629,28 @@ def test_a_moving_hole_finds_what_was_seen_before(restorer: Restorer, scene: U8)
         mask[60:90, 10 + 35 * t : 40 + 35 * t] = 1
         figures.append(hole_psnr(restorer.frame(punch(scene, mask), mask), scene, mask))
     assert min(figures[1:]) > 40 > figures[0]
+
+
+def test_tiles_of_the_model_that_sees_farthest_leave_no_seam() -> None:
+    """`tiny` depends on more than a crop's halo: tiles that meet in a hole must see enough."""
+    image = np.tile(read_picture(sample_folder() / "vegetables.webp").rgb, (2, 3, 1))[:1000, :1400]
+    mask = make_mask("freeform", np.random.default_rng(0), 1000, 1400, 0.1)
+    with (
+        Restorer("tiny", backend="ort", threads=1) as one_run,
+        Restorer("tiny", backend="ort", threads=1, limit_px=900 * 900) as tiles,
+    ):
+        assert len(plan(1000, 1400, mask, tiles.spec, 900 * 900)) > 4
+        assert np.abs(one_run(image, mask).astype(int) - tiles(image, mask)).max() <= 1
+
+
+@pytest.mark.parametrize("side", [48, 160])
+def test_a_crop_of_tiny_is_as_good_as_the_whole(side: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It differs from the whole picture by more than a level, but loses nothing."""
+    image = np.tile(read_picture(sample_folder() / "vegetables.webp").rgb, (2, 3, 1))[:1000, :1400]
+    mask = np.zeros(image.shape[:2], np.uint8)
+    mask[440 : 440 + side, 500 : 500 + side] = 1
+    with Restorer("tiny", backend="ort", threads=1) as restorer:
+        crop = hole_psnr(restorer(image, mask), image, mask)
+        whole_plan = plan(1000, 1400, None, restorer.spec, 10**9)
+        monkeypatch.setattr(restore_module, "plan", lambda *_: whole_plan)
+        assert crop > hole_psnr(restorer(image, mask), image, mask) - 0.3
