@@ -44,7 +44,10 @@ def make_sample(batch: Batch, rng: torch.Generator, device: torch.device) -> Sam
 
     noise = torch.randn(clean.shape, generator=rng, device=device)
     spread = sigma / frames.sqrt()
-    seen = (clean + noise * spread).round().clamp(0, 255)
+    # Half as a camera stores it, half as published tables define it: unclipped, not rounded.
+    seen = clean + noise * spread
+    stored = random(n, 1, 1, 1) < 0.5
+    seen = torch.where(stored, seen.round().clamp(0, 255), seen)
     trust = trusted * (0.5 + 0.5 * random(n, 1, 1, 1))
     filled = fill(seen, mask)
     base = filled + trust * (seen - filled)
