@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,10 @@ import click
 
 from fastrestore.errors import InputError, OutputError, need
 from fastrestore.presets import PRESETS
+from fastrestore.spec import Kind
 
+OUTPUTS: dict[Kind, int] = {"restorer": 3, "detector": 1}
+_CONFIG = "fastrestore.train.config"
 LICENCES = {
     "free": "Apache-2.0",
     "research": "non-commercial research and education only",
@@ -47,37 +52,66 @@ def command(
     fastrestore export runs/mine -o mine.onnx
     fastrestore restore photo.jpg --mask holes.png --model mine.onnx
     """
+    export_run(
+        Path(run),
+        Path(output),
+        name=name,
+        version=version,
+        licence=licence,
+        metrics=_read_metrics(metrics),
+        state=not stills,
+        simplify=simplify,
+        overwrite=overwrite,
+    )
+
+
+def export_run(
+    run: Path,
+    target: Path,
+    *,
+    name: str | None = None,
+    version: int = 1,
+    licence: str | None = None,
+    metrics: Mapping[str, Any] | None = None,
+    state: bool = True,
+    simplify: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Export one run with its card, and say on stderr how close it came to torch.
+
+    Raises:
+        InputError: The run is none, or of a kind that cannot be exported.
+        ModelError: The graph failed a check.
+        OutputError: The file exists or cannot be written.
+    """
     write_card = need("fastrestore.export.card", "export").write_card
     export_model = need("fastrestore.export.export", "export").export_model
     checkpoint = need("fastrestore.train.checkpoint", "export")
     generator_class = need("fastrestore.train.generator", "export").Generator
-
-    target = Path(output)
-    if target.suffix != ".onnx":
-        raise InputError(f"{output}: the name must end in .onnx")
-    for path in (target, target.with_suffix(".md")):
-        if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists; use --overwrite")
-    tensors, record = checkpoint.load(Path(run))
-    config = need("fastrestore.train.config", "export").TrainConfig.from_json(
-        record.get("config", {})
-    )
-    generator = generator_class(PRESETS[config.preset])
+    check_target(target, overwrite)
+    tensors, record = checkpoint.load(run)
+    config = need(_CONFIG, "export").TrainConfig.from_json(record.get("config", {}))
+    if config.ablate:
+        raise InputError(f"{run}: is an ablation ({config.ablate}); export a full run")
+    kind: Kind = config.task
+    if kind == "detector" and not state:
+        raise InputError(f"{run}: is a detector, which has no state; leave --stills away")
+    generator = generator_class(PRESETS[config.preset], outputs=OUTPUTS[kind])
     try:
         generator.load_state_dict(checkpoint.part_of(tensors, "ema"))
     except RuntimeError as e:
-        raise InputError(f"{run}: its weights do not fit preset {config['preset']}") from e
-    training = summary(record)
+        raise InputError(f"{run}: its weights do not fit preset {config.preset}") from e
     parity = export_model(
         generator,
         target,
         name=name or target.stem,
         track=config.track,
         licence=licence or LICENCES[config.track],
-        training=training,
-        metrics=_read_metrics(metrics),
+        training=summary(record),
+        metrics=metrics,
         version=version,
-        state=not stills,
+        kind=kind,
+        state=state,
         simplify=simplify,
     )
     card = write_card(target)
@@ -88,13 +122,31 @@ def command(
     )
 
 
+def check_target(target: Path, overwrite: bool = False) -> None:
+    """Refuse a name that is no model's, or one that is taken.
+
+    Raises:
+        InputError: It does not end in .onnx.
+        OutputError: The file or its card exists.
+    """
+    if target.suffix != ".onnx":
+        raise InputError(f"{target}: the name must end in .onnx")
+    for path in (target, target.with_suffix(".md")):
+        if path.exists() and not overwrite:
+            raise OutputError(f"{path}: exists; use --overwrite")
+
+
 def summary(record: dict[str, Any]) -> dict[str, Any]:
     """Return what the spec says of a run and of those before it: names of folders, not paths."""
-    stages = []
+    stages: list[dict[str, Any]] = []
     for run in [*record.get("earlier", []), record]:
-        config = dict(run["config"])
+        if "model" in run:  # a model file, which tells of all its own runs
+            stages += run.get("stages", [])
+            continue
+        config = _unusual(run["config"])
         folders = [entry.partition("=") for entry in config.pop("data")]
         config.pop("from_weights", None)
+        config.pop("perceptual_folder", None)
         stages.append(
             {
                 "data": {Path(f).name: float(share or 1) for f, _, share in folders},
@@ -105,11 +157,17 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
             }
         )
     last = record["history"][-1] if record["history"] else {}
-    return {
-        "stages": stages,
-        "machine": record.get("machine", ""),
-        "held_out_psnr": last.get("psnr", {}),
-    }
+    figures = {"held_out_psnr": last.get("psnr", {})}
+    if record["config"].get("task") == "detector":
+        alarms = "false_alarms_percent"
+        figures = {"held_out_iou": last.get("iou", {}), alarms: last.get(alarms, {})}
+    return {"stages": stages, "machine": record.get("machine", ""), **figures}
+
+
+def _unusual(config: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the fields that stand at their defaults."""
+    usual = {f.name: f.default for f in fields(need(_CONFIG, "export").TrainConfig)}
+    return {k: v for k, v in config.items() if k not in usual or v != usual[k]}
 
 
 def _read_metrics(path: str | None) -> dict[str, Any]:

@@ -12,10 +12,11 @@ from onnx import ModelProto
 from fastrestore._version import __version__
 from fastrestore.atomic import label, write_file
 from fastrestore.errors import ModelError, need
+from fastrestore.export.detector import build_detector
 from fastrestore.export.graph import build
 from fastrestore.export.parity import Parity, verify
 from fastrestore.presets import HALO_PX, PYRAMID_LEVELS
-from fastrestore.spec import ModelSpec, Track, read_spec
+from fastrestore.spec import Kind, ModelSpec, Track, read_spec
 from fastrestore.train.generator import Generator
 
 
@@ -29,6 +30,7 @@ def export_model(
     training: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
     version: int = 1,
+    kind: Kind = "restorer",
     state: bool = True,
     simplify: bool = False,
 ) -> Parity:
@@ -43,7 +45,8 @@ def export_model(
         training: Summary of the training, plain JSON values.
         metrics: Figures on held-out pictures, by test name.
         version: Version of the weights.
-        state: False for a stills-only graph, 20 % faster on a CPU.
+        kind: `restorer`, or `detector` for a generator of one output.
+        state: False for a restorer's stills-only graph, 20 % faster on a CPU.
         simplify: Run onnxsim over the graph; the result is verified again.
 
     Returns:
@@ -55,21 +58,25 @@ def export_model(
         OutputError: The file cannot be written.
     """
     preset = generator.preset
+    # A detector has no pyramid: its crops only keep to the steps of its own levels.
+    levels = PYRAMID_LEVELS if kind == "restorer" else len(preset.widths)
     spec = ModelSpec(
         name=name,
         preset=preset.name,
         multiple=preset.multiple,
         halo=HALO_PX,
-        levels=PYRAMID_LEVELS,
+        levels=levels,
         track=track,
         licence=licence,
         training=training or {},
         metrics=metrics or {},
         code=__version__,
+        kind=kind,
         version=version,
     )
     try:
-        model = build(copy.deepcopy(generator).fuse(), spec, state)
+        fused = copy.deepcopy(generator).fuse()
+        model = build_detector(fused, spec) if kind == "detector" else build(fused, spec, state)
         parity = verify(model, generator)
         if simplify:
             model = _simplified(model)

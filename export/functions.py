@@ -123,7 +123,8 @@ def op(kind: str, first: Value, *operands: Operand, **attributes: Any) -> Value:
     return first.body.add(kind, first, *operands, **attributes)
 
 
-def _nchw(x: Value) -> Value:
+def nchw(x: Value) -> Value:
+    """Turn a picture's axes from `(N, H, W, C)`."""
     return op("Transpose", x, perm=[0, 3, 1, 2])
 
 
@@ -173,7 +174,7 @@ def _push(fine: Value, coarse: Value, weight_of: list[int]) -> Value:
 
 def _history(state: Value) -> tuple[Value, Value, Value]:
     """Return the past's base, its confidence, and n = the frames it is worth."""
-    state = _nchw(state)
+    state = nchw(state)
     confidence = _channels(state, 3, 4)
     b = op("HardSigmoid", confidence, alpha=-1 / 255, beta=1.0)
     b = op("Clip", b, 1 / (fusion.MAX_FRAMES + 1), 1.0)
@@ -204,7 +205,7 @@ def _first_level(frame: Value, known: Value) -> Value:
 def _pull_frame() -> FunctionProto:
     body = Body("PullFrame", "frame", "mask", "state", "sigma")
     x, mask, state, sigma = body.inputs
-    frame, known = _nchw(x), _inverse(_nchw(mask))
+    frame, known = nchw(x), _inverse(nchw(mask))
     past, confidence, n = _history(state)
     t2, ratio = _variances(sigma)
     comparable = known * _at_most_one(confidence)
@@ -264,8 +265,8 @@ def _fill(frame: Value, known: Value, hole: Value, coarse: Value) -> Value:
     return frame * known + _enlarge(_channels(coarse, 0, 3)) * hole * 255.0
 
 
-def _features(base: Value, soft_mask: Value, noise: Value) -> Value:
-    """Return the network's input; base in levels, noise already on the map's scale."""
+def features(base: Value, soft_mask: Value, noise: Value) -> Value:
+    """Return the packed network input; base in levels, noise already on the map's scale."""
     base = base * (1 / 255)
     luma = op("Conv", base, _LUMA, kernel_shape=[1, 1])
     padded = op("Pad", luma, [0, 0, 1, 1, 0, 0, 1, 1], mode="edge")
@@ -278,7 +279,7 @@ def _features(base: Value, soft_mask: Value, noise: Value) -> Value:
 def _pack_frame() -> FunctionProto:
     body = Body("PackFrame", "frame", "mask", "state", "sigma", "f", "motion")
     x, mask, state, sigma, coarse, motion = body.inputs
-    frame, mask = _nchw(x), _nchw(mask)
+    frame, mask = nchw(x), nchw(mask)
     known, hole = _inverse(mask), _at_most_one(mask)
     past, _, n = _history(state)
     t2, ratio = _variances(sigma)
@@ -293,7 +294,7 @@ def _pack_frame() -> FunctionProto:
     # Clipped: FP16 rounding can lift a white fill to 256, which is not a uint8.
     levels = op("Clip", _concat(base, n * 255.0 / (n + 1)), 0.0, 255.0)
     next_state = op("Transpose", op("Round", levels), perm=[0, 2, 3, 1])
-    return body.function(packed=_features(base, soft_mask, noise), next=next_state)
+    return body.function(packed=features(base, soft_mask, noise), next=next_state)
 
 
 def _unpack_frame() -> FunctionProto:
@@ -311,7 +312,8 @@ def _unpack_frame() -> FunctionProto:
     return body.function(restored=op("Transpose", y, perm=[0, 2, 3, 1]))
 
 
-def _residual_block(dilation: int) -> FunctionProto:
+def residual_block(dilation: int) -> FunctionProto:
+    """Return `ResidualBlockD1`, `D2` and so on; see `train.layers.ResidualBlock`."""
     body = Body(f"ResidualBlockD{dilation}", "x", "w3", "b3", "w1", "b1")
     x, w3, b3, w1, b1 = body.inputs
     d = dilation
@@ -322,16 +324,16 @@ def _residual_block(dilation: int) -> FunctionProto:
 def _still_pull_frame() -> FunctionProto:
     body = Body("PullFrame", "frame", "mask")
     x, mask = body.inputs
-    return body.function(p1=_first_level(_nchw(x), _inverse(_nchw(mask))))
+    return body.function(p1=_first_level(nchw(x), _inverse(nchw(mask))))
 
 
 def _still_pack_frame() -> FunctionProto:
     body = Body("PackFrame", "frame", "mask", "sigma", "f")
     x, mask, sigma, coarse = body.inputs
-    frame, mask = _nchw(x), _nchw(mask)
+    frame, mask = nchw(x), nchw(mask)
     known, hole = _inverse(mask), _at_most_one(mask)
     base = _fill(frame, known, hole, coarse)
-    return body.function(packed=_features(base, hole, sigma * (4 / 255) * known))
+    return body.function(packed=features(base, hole, sigma * (4 / 255) * known))
 
 
 def make_functions(dilations: Sequence[int], state: bool = True) -> Iterator[FunctionProto]:
@@ -348,5 +350,5 @@ def make_functions(dilations: Sequence[int], state: bool = True) -> Iterator[Fun
     else:
         yield from (_still_pull_frame(), _still_pack_frame())
     yield from (_pull_level(weight_of), _mean_fill(weight_of), _push_level("PushLevel", _FILL))
-    yield from (_residual_block(d) for d in dilations)
+    yield from (residual_block(d) for d in dilations)
     yield _unpack_frame()

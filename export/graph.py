@@ -7,23 +7,33 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+from onnx import (
+    FunctionProto,
+    ModelProto,
+    NodeProto,
+    TensorProto,
+    ValueInfoProto,
+    helper,
+    numpy_helper,
+)
 
 from fastrestore._version import __version__
 from fastrestore.arrays import F32
 from fastrestore.errors import ModelError
 from fastrestore.export.functions import DOMAIN, OPSET, PLUGIN_ATTRIBUTES, make_functions
 from fastrestore.presets import IN_CHANNELS, PYRAMID_LEVELS, UNSHUFFLE, Preset
-from fastrestore.spec import KEY, ModelSpec
+from fastrestore.spec import KEY, Kind, ModelSpec
 from fastrestore.train.fusion import MOTION_LEVEL
 from fastrestore.train.generator import Generator
 
 IR_VERSION = 10
 SPARE_CHANNELS = slice(6, IN_CHANNELS)  # of the network's input: reserved, always zero
+CHANNELS = {"frame": 3, "mask": 1, "state": 4, "restored": 3, "state_out": 4, "damage": 1}
+RESULT: dict[Kind, str] = {"restorer": "restored", "detector": "damage"}
 _CELLS = UNSHUFFLE**2
 
 
-class _Graph:
+class Graph:
     """The main graph as it grows. Every method returns the name of the value it made."""
 
     def __init__(self, arrays: Mapping[str, F32]) -> None:
@@ -85,21 +95,34 @@ def build(generator: Generator, spec: ModelSpec, state: bool = True) -> ModelPro
     Raises:
         ModelError: The generator still has training branches, or is not of the spec's preset.
     """
+    graph = start(generator, spec)
+    inputs = _cast_inputs(graph, state)
+    packed = _base(graph, inputs) if state else _still_base(graph, inputs)
+    residual = network(graph, generator.preset, packed)
+    restored = graph.call("UnpackFrame", [residual, packed], "restored.levels")
+    outputs = {"restored": restored} | ({"state_out": "state.levels"} if state else {})
+    for name, value in outputs.items():
+        graph.node("Cast", [value], name, to=TensorProto.UINT8)
+    return _model(graph, generator.preset, spec, list(outputs))
+
+
+def start(generator: Generator, spec: ModelSpec) -> Graph:
+    """Return an empty graph that knows the generator's weights.
+
+    Raises:
+        ModelError: The generator still has training branches, or is not of the spec's preset
+            or kind.
+    """
     preset = generator.preset
     if (spec.preset, spec.multiple) != (preset.name, preset.multiple):
         raise ModelError(f"{spec.name}: spec is not of preset {preset.name}; make the spec from it")
     arrays = {k: v.float().cpu().numpy() for k, v in generator.state_dict().items()}
     if any(name.endswith(".mix") for name in arrays):
         raise ModelError(f"{spec.name}: generator has training branches; call fuse() first")
-    graph = _Graph(_reordered(arrays))
-    inputs = _cast_inputs(graph, state)
-    packed = _base(graph, inputs) if state else _still_base(graph, inputs)
-    residual = _network(graph, preset, packed)
-    restored = graph.call("UnpackFrame", [residual, packed], "restored.levels")
-    outputs = {"restored": restored} | ({"state_out": "state.levels"} if state else {})
-    for name, value in outputs.items():
-        graph.node("Cast", [value], name, to=TensorProto.UINT8)
-    return _model(graph, preset, spec, list(outputs))
+    outputs = len(arrays["head.conv.bias"]) // _CELLS
+    if outputs != CHANNELS[RESULT[spec.kind]]:
+        raise ModelError(f"{spec.name}: a generator of {outputs} outputs makes no {spec.kind}")
+    return Graph(_reordered(arrays))
 
 
 def _reordered(arrays: Mapping[str, F32]) -> dict[str, F32]:
@@ -109,11 +132,11 @@ def _reordered(arrays: Mapping[str, F32]) -> dict[str, F32]:
     new: dict[str, F32] = {"stem.conv.weight": stem.reshape(len(stem), -1, 3, 3)}
     for part in ("head.conv.weight", "head.conv.bias"):
         head = arrays[part]
-        new[part] = head.reshape(3, _CELLS, *head.shape[1:]).swapaxes(0, 1).reshape(head.shape)
+        new[part] = head.reshape(-1, _CELLS, *head.shape[1:]).swapaxes(0, 1).reshape(head.shape)
     return {**arrays, **new}
 
 
-def _cast_inputs(graph: _Graph, state: bool) -> dict[str, str]:
+def _cast_inputs(graph: Graph, state: bool) -> dict[str, str]:
     """Turn the inputs into float; TensorRT takes uint8 in a Cast of the main graph only."""
     pictures = ("frame", "mask", "state") if state else ("frame", "mask")
     values = {n: graph.node("Cast", [n], f"{n}.float", to=TensorProto.FLOAT) for n in pictures}
@@ -121,7 +144,7 @@ def _cast_inputs(graph: _Graph, state: bool) -> dict[str, str]:
     return {**values, "sigma": graph.node("Unsqueeze", ["sigma", axes], "sigma.4d")}
 
 
-def _base(graph: _Graph, inputs: dict[str, str]) -> str:
+def _base(graph: Graph, inputs: dict[str, str]) -> str:
     """Fuse frame and past; return the packed network input and leave `state.levels`."""
     everything = list(inputs.values())
     graph.call("PullFrame", everything, "pull.1", "band.1")
@@ -138,7 +161,7 @@ def _base(graph: _Graph, inputs: dict[str, str]) -> str:
     return graph.call("PackFrame", [*everything, x, "motion"], "packed", "state.levels")
 
 
-def _still_base(graph: _Graph, inputs: dict[str, str]) -> str:
+def _still_base(graph: Graph, inputs: dict[str, str]) -> str:
     """Fill the frame's holes; return the packed network input."""
     frame, mask, sigma = inputs.values()
     graph.call("PullFrame", [frame, mask], "pull.1")
@@ -150,7 +173,7 @@ def _still_base(graph: _Graph, inputs: dict[str, str]) -> str:
     return graph.call("PackFrame", [frame, mask, sigma, x], "packed")
 
 
-def _network(graph: _Graph, preset: Preset, packed: str) -> str:
+def network(graph: Graph, preset: Preset, packed: str) -> str:
     """Write the generator's `forward`, without its shuffles."""
     x = graph.conv3(packed, "stem")
     skips = []
@@ -166,23 +189,39 @@ def _network(graph: _Graph, preset: Preset, packed: str) -> str:
     return graph.conv3(x, "head")
 
 
-def _model(graph: _Graph, preset: Preset, spec: ModelSpec, outputs: list[str]) -> ModelProto:
-    channels = {"frame": 3, "mask": 1, "state": 4, "restored": 3, "state_out": 4}
-
-    def picture(name: str) -> ValueInfoProto:
-        shape: list[str | int | None] = ["N", "H", "W", channels[name]]
-        return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
-
+def _model(graph: Graph, preset: Preset, spec: ModelSpec, outputs: list[str]) -> ModelProto:
     names = ["frame", "mask"] + (["state"] if "state_out" in outputs else [])
     inputs = [picture(name) for name in names]
     inputs.append(helper.make_tensor_value_info("sigma", TensorProto.FLOAT, ["N"]))
     results = [picture(name) for name in outputs]
+    functions = make_functions(dilations(preset), "state" in names)
+    return finish(graph, spec, inputs, results, functions)
+
+
+def picture(name: str) -> ValueInfoProto:
+    """Describe one input or output of the whole graph, uint8 `(N, H, W, C)`."""
+    shape: list[str | int | None] = ["N", "H", "W", CHANNELS[name]]
+    return helper.make_tensor_value_info(name, TensorProto.UINT8, shape)
+
+
+def dilations(preset: Preset) -> list[int]:
+    """Return those of the residual blocks, each once."""
     layers = preset.convs(preset.multiple, preset.multiple)
-    dilations = sorted({c.dilation for c in layers if c.role == "spatial"})
+    return sorted({c.dilation for c in layers if c.role == "spatial"})
+
+
+def finish(
+    graph: Graph,
+    spec: ModelSpec,
+    inputs: list[ValueInfoProto],
+    outputs: list[ValueInfoProto],
+    functions: Iterable[FunctionProto],
+) -> ModelProto:
+    """Make the model of a graph that is complete: versions, functions, spec."""
     model: ModelProto = helper.make_model(
-        helper.make_graph(graph.nodes, DOMAIN, inputs, results, graph.weights),
+        helper.make_graph(graph.nodes, DOMAIN, inputs, outputs, graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, 1)],
-        functions=list(make_functions(dilations, "state" in names)),
+        functions=list(functions),
         producer_name=DOMAIN,
         producer_version=__version__,
         ir_version=IR_VERSION,

@@ -11,9 +11,10 @@ import numpy as np
 
 from fastrestore.arrays import F32, U8
 from fastrestore.errors import InputError, ModelError
-from fastrestore.spec import ModelSpec, read_spec
+from fastrestore.spec import Kind, ModelSpec, read_spec
 
 BackendName = Literal["auto", "ort", "openvino"]
+_OPTION: dict[Kind, str] = {"restorer": "--model", "detector": "--detector"}
 
 
 class Backend(Protocol):
@@ -85,6 +86,29 @@ def find_model(model: str | Path) -> Path:
     return path
 
 
+def read_model(model: str | Path, kind: Kind) -> tuple[bytes, ModelSpec]:
+    """Read a model file of one kind, and what it says of itself.
+
+    Args:
+        model: A shipped model's name, or the path of an ONNX file with a spec.
+        kind: What it must be.
+
+    Raises:
+        ModelError: The model is absent, foreign, damaged or of the other kind.
+    """
+    path = find_model(model)
+    try:
+        data = path.read_bytes()
+    except OSError as e:
+        raise ModelError(f"{path}: cannot be read ({e.strerror})") from e
+    spec = read_spec(data, str(path))
+    if spec.kind != kind:
+        raise ModelError(
+            f"{path}: is a {spec.kind}, not a {kind}; it goes with {_OPTION[spec.kind]}"
+        )
+    return data, spec
+
+
 def open_backend(model: str | Path, name: str = "auto", threads: int | None = None) -> Backend:
     """Load a model on a backend.
 
@@ -102,14 +126,7 @@ def open_backend(model: str | Path, name: str = "auto", threads: int | None = No
     if name not in get_args(BackendName):
         known = ", ".join(get_args(BackendName))
         raise InputError(f"backend {name}: not known; choose one of {known}")
-    path = find_model(model)
-    try:
-        data = path.read_bytes()
-    except OSError as e:
-        raise ModelError(f"{path}: cannot be read ({e.strerror})") from e
-    spec = read_spec(data, str(path))
-    if spec.kind != "restorer":
-        raise ModelError(f"{path}: is a {spec.kind}, not a restorer")
+    data, spec = read_model(model, "restorer")
     if name == "openvino":
         from fastrestore.backends.openvino import OpenVinoBackend
 

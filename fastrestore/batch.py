@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
+from fastrestore.clip import Progress, restore_clip
+from fastrestore.detect import Detector, check_threshold
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     WRITTEN,
@@ -23,22 +25,22 @@ from fastrestore.images import (
     read_picture,
     write_picture,
 )
-from fastrestore.masks import grow, mask_from_alpha, mask_from_colour, parse_colour, read_mask
+from fastrestore.mask_source import check_mask, find_mask, keep_mask, mask_notes
+from fastrestore.masks import mask_from_alpha, parse_colour
 from fastrestore.restore import Restorer, Sigma
-from fastrestore.video import restore_video
-from fastrestore.video_probe import is_video, probe
+from fastrestore.video_probe import is_video
 from fastrestore.video_write import OUTPUT_SUFFIXES
 
 LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".avif"})
-Progress = Callable[[int, int | None, float], None]  # frames done, frames in all, frames/s
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One input and where its result goes."""
+    """One input, where its result goes, and where its mask does (None: nowhere)."""
 
     source: Path
     target: Path
+    mask_target: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +85,12 @@ class Options:
     """How every input is restored.
 
     Attributes:
-        mask: Path of a mask file or folder, `alpha`, or None.
+        mask: Path of a mask file or folder, `alpha`, `auto` (what the detector finds), or None.
         mask_colour: `#rrggbb` that marks damage in the picture itself, or None.
         tolerance: Largest difference from that colour, 0-255 in any channel.
         invert: Black = repair in mask files.
-        grow_px: Widening of the hole.
+        threshold: Least probability of damage with `auto`, 0 to 1; None = 0.5.
+        grow_px: Widening of the hole; None = 1, with `auto` 2.
         sigma: Noise to remove; see `Restorer`.
         max_pixels: Largest picture or frame.
         quality: Of lossy pictures, 1-100.
@@ -100,7 +103,8 @@ class Options:
     mask_colour: str | None = None
     tolerance: int = 0
     invert: bool = False
-    grow_px: int = 1
+    threshold: float | None = None
+    grow_px: int | None = None
     sigma: Sigma = None
     max_pixels: int = 100_000_000
     quality: int = 95
@@ -112,23 +116,36 @@ class Options:
         """Refuse contradictions before any file is read."""
         if self.mask and self.mask_colour:
             raise InputError("give either a mask or a mask colour, not both")
-        if self.mask == "auto":
-            raise InputError("--mask auto: there is no damage detector yet; give a mask file")
-        if self.mask not in (None, "alpha") and not Path(str(self.mask)).exists():
+        if self.threshold is not None:
+            if self.mask != "auto":
+                raise InputError("a threshold goes with --mask auto only; leave it away")
+            check_threshold(self.threshold)
+        if self.mask not in (None, "alpha", "auto") and not Path(str(self.mask)).exists():
             raise InputError(f"{label(str(self.mask))}: no such mask file or folder")
         if self.mask_colour:
             parse_colour(self.mask_colour)
 
+    @property
+    def widening(self) -> int:
+        """Widening of the hole, px: the edge of what is found is less sure than a drawn one."""
+        return (2 if self.mask == "auto" else 1) if self.grow_px is None else self.grow_px
 
-def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
+    @property
+    def least(self) -> float:
+        """Least probability that counts as damage."""
+        return 0.5 if self.threshold is None else self.threshold
+
+
+def collect(inputs: Iterable[str], output: str | None, mask_out: str | None = None) -> list[Job]:
     """Turn the command line's inputs into jobs, in order.
 
     Folders give the pictures and videos directly inside, by name; patterns are expanded. Without
     an output the result lies beside its input as `NAME.restored.EXT`. Several inputs, or a
-    folder, need a folder as output.
+    folder, need a folder as output, and one for their masks.
 
     Raises:
-        InputError: Nothing found, two inputs with one output, or an output that is its input.
+        InputError: Nothing found, two inputs with one output, an output that is its input, or a
+            mask that would replace either.
     """
     names = list(inputs)
     sources: list[Path] = []
@@ -136,9 +153,7 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
         sources += _expand(name, skip_results=output is None)
     many = len(sources) > 1 or any(Path(n).is_dir() for n in names)
     out = Path(output) if output else None
-    as_folder = out is not None and (many or out.is_dir() or (output or "").endswith(("/", "\\")))
-    if out is not None and as_folder and out.is_file():
-        raise InputError(f"{label(out)}: is a file, but {len(sources)} inputs need a folder")
+    as_folder = output is not None and _is_folder(output, many, len(sources))
     jobs: list[Job] = []
     taken: dict[str, Path] = {}
     for source in sources:
@@ -154,7 +169,41 @@ def collect(inputs: Iterable[str], output: str | None) -> list[Job]:
             raise InputError(f"{name}: would be written to {label(target)}, as {first} would")
         taken[key] = source
         jobs.append(Job(source, target))
-    return jobs
+    return jobs if mask_out is None else list(with_masks(jobs, mask_out, many))
+
+
+def _is_folder(given: str, many: bool, inputs: int) -> bool:
+    """Tell whether a path on the command line is meant as a folder, which many inputs need."""
+    path = Path(given)
+    folder = many or path.is_dir() or given.endswith(("/", "\\"))
+    if folder and path.is_file():
+        raise InputError(f"{label(path)}: is a file, but {inputs} inputs need a folder")
+    return folder
+
+
+def with_masks(jobs: list[Job], mask_out: str, many: bool) -> Iterator[Job]:
+    """Yield the jobs with the places of their masks, none of which takes another file's.
+
+    Args:
+        jobs: Without them.
+        mask_out: A PNG file, or a folder.
+        many: It must be a folder.
+
+    Raises:
+        InputError: A name that is not of a PNG file, or is taken.
+    """
+    as_folder = _is_folder(mask_out, many, len(jobs))
+    taken = {os.path.realpath(p): p for job in jobs for p in (job.source, job.target)}
+    for job in jobs:
+        target = Path(mask_out) / f"{job.source.stem}.png" if as_folder else Path(mask_out)
+        if target.suffix.lower() != ".png":
+            raise InputError(f"{label(target)}: masks are written as PNG; end the name in .png")
+        key = os.path.realpath(target)
+        if key in taken:
+            name, old = label(job.source), label(taken[key])
+            raise InputError(f"{name}: its mask would replace {old}; choose another --mask-out")
+        taken[key] = target
+        yield replace(job, mask_target=target)
 
 
 def _result_suffix(source: Path) -> str:
@@ -180,8 +229,22 @@ def _expand(name: str, skip_results: bool) -> list[Path]:
     return [path]
 
 
-def run(job: Job, restorer: Restorer, options: Options, progress: Progress | None) -> Outcome:
-    """Restore one input; a deliberate error becomes part of the outcome, others propagate."""
+def run(
+    job: Job,
+    restorer: Restorer,
+    options: Options,
+    progress: Progress | None,
+    detector: Detector | None = None,
+) -> Outcome:
+    """Restore one input; a deliberate error becomes part of the outcome, others propagate.
+
+    Args:
+        job: What and where to.
+        restorer: What restores.
+        options: How.
+        progress: Told of every frame of a video.
+        detector: What finds the damage; needed for the mask `auto` only.
+    """
     began = time.perf_counter()
     try:
         if not job.source.exists():
@@ -191,8 +254,9 @@ def run(job: Job, restorer: Restorer, options: Options, progress: Progress | Non
         ):  # a pipe by name would be waited for without end
             raise InputError(f"{label(job.source)}: is no regular file; copy it to one")
         check_target(job, options)
-        work = _video if is_video(job.source) else _picture
-        size, frames, notes = work(job, restorer, options, progress)
+        check_mask_target(job, options)
+        work = restore_clip if is_video(job.source) else _picture
+        size, frames, notes = work(job, restorer, options, progress, detector)
         return Outcome(job, time.perf_counter() - began, size, frames, notes)
     except FastRestoreError as e:
         return Outcome(job, time.perf_counter() - began, error=e)
@@ -219,21 +283,37 @@ def check_target(job: Job, options: Options) -> None:
         raise InputError(f"{label(job.target)}: not a {what} name; known: {names}")
     if job.target.exists() and not options.overwrite:
         raise OutputError(f"{label(job.target)}: exists; use --overwrite or --skip-existing")
+    _make_folder(job.target.parent, "-o")
+
+
+def check_mask_target(job: Job, options: Options) -> None:
+    """Refuse a place for the mask that exists or cannot be; make its folder."""
+    if job.mask_target is not None:
+        if job.mask_target.exists() and not options.overwrite:
+            raise OutputError(f"{label(job.mask_target)}: exists; use --overwrite")
+        _make_folder(job.mask_target.parent, "--mask-out")
+
+
+def _make_folder(folder: Path, option: str) -> None:
     try:
-        job.target.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        folder = label(job.target.parent)
-        raise OutputError(f"{folder}: cannot be made ({e.strerror}); choose another -o") from e
+        what = f"cannot be made ({e.strerror}); choose another {option}"
+        raise OutputError(f"{label(folder)}: {what}") from e
 
 
 def _picture(
-    job: Job, restorer: Restorer, options: Options, _progress: Progress | None
+    job: Job,
+    restorer: Restorer,
+    options: Options,
+    _progress: Progress | None,
+    detector: Detector | None,
 ) -> tuple[tuple[int, int], int, list[str]]:
     picture = read_picture(job.source, options.max_pixels)
     shown = without_holes(picture, options)
     check_format(shown, job.target.suffix, label(job.target))
     h, w = picture.rgb.shape[:2]
-    restored, notes = restore_picture(job.source, picture, restorer, options)
+    restored, notes = restore_picture(job, picture, restorer, options, detector)
     write_picture(job.target, shown, restored, quality=options.quality)
     if job.target.suffix.lower() in LOSSY and not restorer.sigma:
         notes.append("the format is lossy: untouched pixels may change a little; .png keeps them")
@@ -251,107 +331,34 @@ def without_holes(picture: Picture, options: Options) -> Picture:
 
 
 def restore_picture(
-    source: Path, picture: Picture, restorer: Restorer, options: Options
+    job: Job,
+    picture: Picture,
+    restorer: Restorer,
+    options: Options,
+    detector: Detector | None = None,
 ) -> tuple[U8, list[str]]:
-    """Restore one picture that has been read.
+    """Restore one picture that has been read, and write its mask if that is asked for.
 
     Args:
-        source: Its name, for the mask and for messages.
+        job: Its names: for the mask and for messages.
         picture: The damaged picture.
         restorer: What restores.
         options: How.
+        detector: See `run`.
 
     Returns:
         uint8 RGB, `(H, W, 3)`, and what the user should know.
 
     Raises:
         InputError: The mask is absent, does not fit or covers everything.
+        OutputError: The mask cannot be written.
     """
-    mask = _find_mask(source, picture, options)
-    _check_mask(source, mask, options)
-    notes = _empty_note(mask, options)
-    restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
+    mask = find_mask(job.source, picture, options, detector)
+    keep_mask(job.mask_target, mask)
+    check_mask(job.source, mask, options)
+    notes = mask_notes(mask, options)
+    restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.widening)
     if options.sigma == "auto" or (options.sigma is None and mask is None):
         found = f"sigma {restorer.sigma:.1f}" if restorer.sigma else "none, nothing is removed"
         notes.append(f"noise: {found}")
     return restored, notes
-
-
-def _video(
-    job: Job, restorer: Restorer, options: Options, progress: Progress | None
-) -> tuple[tuple[int, int], int, list[str]]:
-    info = probe(job.source, options.max_pixels)
-    if options.mask == "alpha" or options.mask_colour:
-        raise InputError(f"{label(job.source)}: a video needs a mask file, not alpha or a colour")
-    mask = None
-    if options.mask:
-        mask = _mask_file(job.source, (info.height, info.width), options)
-        _check_mask(job.source, mask, options)
-    notes = _empty_note(mask, options)
-    restorer.reset()
-
-    found = []
-
-    def step(frame: U8) -> U8:
-        restored = restorer.frame(frame, mask, sigma=options.sigma, grow_px=options.grow_px)
-        found.append(restorer.sigma)
-        return restored
-
-    changed = None if mask is None or options.sigma else grow(mask, options.grow_px)
-    report = restore_video(
-        job.source,
-        job.target,
-        step,
-        mask=changed,
-        overwrite=options.overwrite,
-        progress=progress,
-        crf=options.crf,
-        codec=options.codec,
-        max_pixels=options.max_pixels,
-    )
-    if options.sigma == "auto" or (options.sigma is None and mask is None):
-        notes.append(f"noise: sigma {min(found):.1f} to {max(found):.1f}")
-    return (info.width, info.height), report.frames, notes + report.notes
-
-
-def _find_mask(source: Path, picture: Picture, options: Options) -> U8 | None:
-    """Return the mask of one picture, uint8 `(H, W)`, 1 = hole; None where none is asked for."""
-    if options.mask_colour:
-        return mask_from_colour(picture.rgb, options.mask_colour, options.tolerance)
-    if options.mask == "alpha":
-        if picture.alpha is None:
-            raise InputError(f"{label(source)}: has no alpha channel; give a mask file")
-        return mask_from_alpha(picture)
-    if options.mask is None:
-        return None
-    h, w = picture.rgb.shape[:2]
-    return _mask_file(source, (h, w), options)
-
-
-def _check_mask(source: Path, mask: U8 | None, options: Options) -> None:
-    """Refuse a mask that leaves nothing, by the name of the file that it is for."""
-    if mask is not None and grow(mask, options.grow_px).all():
-        raise InputError(
-            f"{label(source)}: its mask covers the whole picture, nothing is left to restore from; "
-            "mark less (white = repair, or give --invert-mask)"
-        )
-
-
-def _mask_file(source: Path, size: tuple[int, int], options: Options) -> U8:
-    path = Path(str(options.mask))
-    if path.is_dir():
-        found = [p for p in sorted(path.iterdir()) if p.stem == source.stem and is_picture(p)]
-        if not found:
-            wanted = label(f"{source.stem}.*")
-            raise InputError(f"{label(source)}: no mask named {wanted} in {path}; add it there")
-        if len(found) > 1:
-            raise InputError(f"{label(source)}: {len(found)} masks in {path}; keep one")
-        path = found[0]
-    return read_mask(path, size, options.invert, options.max_pixels)
-
-
-def _empty_note(mask: U8 | None, options: Options) -> list[str]:
-    if mask is None or mask.any():
-        return []
-    change = "only noise is removed" if options.sigma else "nothing is changed"
-    return [f"the mask is empty: {change}"]

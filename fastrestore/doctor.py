@@ -24,6 +24,7 @@ import numpy as np
 
 from fastrestore import environment
 from fastrestore.backend import open_backend, weights_folder
+from fastrestore.detect import Detector
 from fastrestore.errors import FastRestoreError, ModelError
 from fastrestore.spec import ModelSpec, read_spec
 
@@ -260,8 +261,9 @@ def _models() -> Iterator[Check]:
             yield _broken(f"model {path.stem}", e, "reinstall fastrestore")
             continue
         yield check
-        if spec.kind != "restorer":
-            continue  # a detector has another contract
+        if spec.kind == "detector":
+            yield _tiny_search(path)
+            continue
         for backend, module in BACKENDS.items():
             if importlib.util.find_spec(module) is not None:
                 yield _tiny_run(path, backend)
@@ -289,6 +291,17 @@ def card_digest(card: Path) -> str | None:
     text = card.read_text(encoding="utf-8", errors="replace")
     found = re.search(r"SHA-256\W*:\W*([0-9a-fA-F]{64})\b", text)
     return found[1].lower() if found else None
+
+
+def _tiny_search(path: Path) -> Check:
+    """Let a detector look at one small frame."""
+    name = f"run {path.stem} on ort"
+    try:
+        with Detector(path, threads=1) as detector:
+            found = detector.probability(np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8))
+    except Exception as e:  # see _guarded
+        return _broken(name, e, f"reinstall {BACKENDS['ort']} and fastrestore")
+    return Check(name, "ok", f"{found.shape[1]}x{found.shape[0]} px searched")
 
 
 def _tiny_run(path: Path, backend: str) -> Check:

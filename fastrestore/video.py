@@ -56,7 +56,7 @@ def restore_video(
     target: Path,
     restore_frame: Callable[[U8], U8],
     *,
-    mask: U8 | None = None,
+    mask: U8 | Callable[[], U8] | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int | None, float], None] | None = None,
     crf: int = 17,
@@ -76,7 +76,8 @@ def restore_video(
         restore_frame: Takes an upright uint8 RGB frame (H, W, 3), returns one of the same size.
             Called strictly in order, in the calling thread.
         mask: uint8 (H, W) of the upright picture, nonzero = hole: only samples under it change.
-            None: the whole picture may.
+            A function is asked for it after each call of `restore_frame`. None: the whole
+            picture may change.
         overwrite: Replace an existing target.
         progress: Called after each frame with the frames done, the estimated total (None =
             unknown) and the frames per second so far.
@@ -95,8 +96,10 @@ def restore_video(
     part = _check_target(Path(source), Path(target), overwrite)
     encoding = choose_encoding(Path(target), codec, crf, preset)
     with VideoReader(source, max_pixels) as reader:
-        hole = _check_mask(mask, reader.info, source)
-        job = _Job(reader, part, Path(target), encoding, hole)
+        hole = None
+        if isinstance(mask, np.ndarray):
+            hole, mask = _check_mask(mask, reader.info, source), None
+        job = _Job(reader, part, Path(target), encoding, hole, mask)
         try:
             frames = job.run(restore_frame, progress, stop or threading.Event())
         except KeyboardInterrupt as e:
@@ -126,10 +129,8 @@ def _check_target(source: Path, target: Path, overwrite: bool) -> Path:
     return part
 
 
-def _check_mask(mask: U8 | None, info: VideoInfo, source: Path) -> U8 | None:
+def _check_mask(mask: U8, info: VideoInfo, source: Path) -> U8:
     """Return the mask as the frames are stored."""
-    if mask is None:
-        return None
     if mask.shape != (info.height, info.width):
         size = "x".join(str(n) for n in reversed(mask.shape))
         raise InputError(
@@ -174,10 +175,14 @@ class _Channel(Generic[_Item]):
 
 @dataclass(frozen=True, slots=True)
 class _Picture:
-    """A frame on its way: as decoded, and upright RGB (H, W, 3), first damaged, then restored."""
+    """A frame on its way: as decoded, and upright RGB (H, W, 3), first damaged, then restored.
+
+    Once it is restored, `hole` is its own mask as stored, uint8 (H, W); None: the clip's.
+    """
 
     frame: VideoFrame
     rgb: U8
+    hole: U8 | None = None
 
 
 class _Job:
@@ -187,10 +192,16 @@ class _Job:
     """
 
     def __init__(
-        self, reader: VideoReader, part: Path, target: Path, encoding: Encoding, hole: U8 | None
+        self,
+        reader: VideoReader,
+        part: Path,
+        target: Path,
+        encoding: Encoding,
+        hole: U8 | None,
+        last_mask: Callable[[], U8] | None,
     ) -> None:
         self._reader, self._part, self._target = reader, part, target
-        self._encoding, self._hole = encoding, hole
+        self._encoding, self._last_mask = encoding, last_mask
         self._reading_ended, self._writing_ended = threading.Event(), threading.Event()
         self._decoded: _Channel[_Picture | Packet[Stream]] = _Channel(self._reading_ended)
         self._restored: _Channel[_Picture | Packet[Stream]] = _Channel(self._writing_ended)
@@ -295,7 +306,10 @@ class _Job:
                     f"restore_frame returned {restored.dtype} {restored.shape}; "
                     f"return uint8 {item.rgb.shape}"
                 )
-            self._restored.put(_Picture(item.frame, restored))
+            hole = None
+            if self._last_mask is not None:
+                hole = _check_mask(self._last_mask(), self._reader.info, self._target)
+            self._restored.put(_Picture(item.frame, restored, hole))
             frames += 1
             if progress is not None:
                 fps = frames / max(time.monotonic() - started, 1e-9)
@@ -311,7 +325,7 @@ class _Job:
             while (item := self._restored.get()) is not None:
                 if isinstance(item, _Picture):
                     stored = orientation.stored(item.rgb)
-                    writer.write_frame(self._converter.to_frame(item.frame, stored))
+                    writer.write_frame(self._converter.to_frame(item.frame, stored, item.hole))
                 else:
                     writer.write_packet(item)
             writer.finish()

@@ -240,20 +240,22 @@ class Converter:
         )
         return np.asarray(rgb.to_ndarray(), np.uint8)
 
-    def to_frame(self, source: VideoFrame, restored: U8) -> VideoFrame:
+    def to_frame(self, source: VideoFrame, restored: U8, mask: U8 | None = None) -> VideoFrame:
         """Convert a restored picture for the encoder, keeping the source's samples.
 
         Args:
             source: The decoded frame that `restored` came from.
             restored: uint8 RGB (H, W, 3), as stored.
+            mask: As for the Converter, of this frame alone; None: the Converter's.
 
         Returns:
             A frame in `layout.target`, tagged, with the source's time stamp. Outside the mask
             its samples are those of `source`; a chroma sample under any hole pixel is new.
         """
         frame = self.from_rgb(restored)
-        if self._keep is not None:
-            for new, old, keep in zip(planes(frame), self._base(source), self._keep, strict=False):
+        kept = self._keep if mask is None else self._kept_samples(mask != 0)
+        if kept is not None:
+            for new, old, keep in zip(planes(frame), self._base(source), kept, strict=False):
                 np.copyto(new, old, where=keep)
         frame.pts, frame.time_base, frame.duration = source.pts, source.time_base, source.duration
         return frame

@@ -27,8 +27,9 @@ def command(as_json: bool) -> None:
         click.echo(json.dumps(found, indent=2))
         return
     for s in found["shipped"]:
+        what = "" if s["kind"] == "restorer" else "finds damage (--mask auto), "
         click.echo(
-            f"{s['name']}: {s['preset']}, {s['track']} track, {s['licence']}, "
+            f"{s['name']}: {what}{s['preset']}, {s['track']} track, {s['licence']}, "
             f"{s['bytes'] / 1e6:.1f} MB, SHA-256 {s['sha256'][:12]}..."
         )
     for p in found["presets"]:
@@ -54,6 +55,7 @@ def _shipped() -> list[dict[str, Any]]:
         out.append(
             {
                 "name": path.stem,
+                "kind": spec.kind,
                 "preset": spec.preset,
                 "track": spec.track,
                 "licence": spec.licence,

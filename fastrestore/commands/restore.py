@@ -18,13 +18,18 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from fastrestore.batch import Job, Options, Outcome
+    from fastrestore.detect import Detector
     from fastrestore.restore import Restorer, Sigma
 
 
 @click.command("restore", no_args_is_help=True)
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 @click.option("-o", "--output", metavar="PATH", help="File, or folder for several inputs.")
-@click.option("--mask", metavar="FILE|DIR|alpha", help="White = repair. A folder goes by name.")
+@click.option(
+    "--mask",
+    metavar="FILE|DIR|alpha|auto",
+    help="White = repair. A folder goes by name; auto looks for the damage.",
+)
 @click.option("--mask-color", metavar="#RRGGBB", help="Repair every pixel of this colour.")
 @click.option(
     "--tolerance",
@@ -35,7 +40,22 @@ if TYPE_CHECKING:
 )
 @click.option("--invert-mask", is_flag=True, help="Black = repair.")
 @click.option(
-    "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
+    "--grow", type=click.IntRange(0, 64), help="Widen holes, px.  [1; with --mask auto 2]"
+)
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1),
+    help="Of --mask auto: least probability of damage.  [0.5]",
+)
+@click.option(
+    "--detector",
+    metavar="NAME|FILE",
+    help="Of --mask auto: what finds the damage.  [the one inside]",
+)
+@click.option(
+    "--mask-out",
+    metavar="PATH",
+    help="Write the mask, before --grow, as PNG; a folder for several inputs.",
 )
 @click.option(
     "--clean",
@@ -61,7 +81,10 @@ def command(
     mask_color: str | None,
     tolerance: int,
     invert_mask: bool,
-    grow: int,
+    grow: int | None,
+    threshold: float | None,
+    detector: str | None,
+    mask_out: str | None,
     clean: Sigma,
     quality: int,
     crf: int,
@@ -83,11 +106,13 @@ def command(
 
     \b
     fastrestore restore photo.jpg --mask holes.png
+    fastrestore restore old.jpg --mask auto --mask-out found.png
     fastrestore restore scans/ -o clean/ --mask masks/
     fastrestore restore clip.mp4 -o clip.mkv --mask logo.png
     fastrestore restore noisy.png --clean 20
     """
     from fastrestore.batch import Options, collect, exit_code, run
+    from fastrestore.detect import SHIPPED, Detector
     from fastrestore.restore import Restorer
 
     options = Options(
@@ -95,6 +120,7 @@ def command(
         mask_colour=mask_color,
         tolerance=tolerance,
         invert=invert_mask,
+        threshold=threshold,
         grow_px=grow,
         sigma=clean,
         max_pixels=max_pixels,
@@ -103,20 +129,25 @@ def command(
         codec=codec,
         overwrite=overwrite,
     )
+    if mask_out is not None and mask is None and mask_color is None:
+        raise InputError("--mask-out: there is no mask to write; give --mask or --mask-color")
+    if detector is not None and mask != "auto":
+        raise InputError("--detector goes with --mask auto only; leave it away")
+    finder = Detector(detector or SHIPPED, threads) if mask == "auto" else None
     if "-" in inputs or output == "-":
         if as_json or skip_existing:
             raise InputError("stdin and stdout go without --json and --skip-existing")
         with Restorer(model, backend=backend, threads=threads) as restorer:
-            _pipe(inputs, output, options, restorer, quiet)
+            _pipe(inputs, output, mask_out, options, restorer, finder, quiet)
         return 0
-    jobs = collect(inputs, output)
+    jobs = collect(inputs, output, mask_out)
     if skip_existing:
         jobs = [j for j in jobs if not j.target.exists()]
     outcomes: list[Outcome] = []
     with Restorer(model, backend=backend, threads=threads) as restorer, progress_bar(quiet) as bar:
         for i, job in enumerate(jobs):
             head = f"{i + 1}/{len(jobs)} {job.source.name}"
-            outcome = run(job, restorer, options, _frames(bar, head))
+            outcome = run(job, restorer, options, _frames(bar, head), finder)
             outcomes.append(outcome)
             try:
                 _say(outcome, as_json, quiet)
@@ -168,15 +199,24 @@ def _say(outcome: Outcome, as_json: bool, quiet: bool) -> None:
 def _pipe(
     inputs: tuple[str, ...],
     output: str | None,
+    mask_out: str | None,
     options: Options,
     restorer: Restorer,
+    detector: Detector | None,
     quiet: bool,
 ) -> None:
     """Restore one picture from stdin, to stdout, or both."""
     import io
     from pathlib import Path
 
-    from fastrestore.batch import Job, check_target, restore_picture, without_holes
+    from fastrestore.batch import (
+        Job,
+        check_mask_target,
+        check_target,
+        restore_picture,
+        with_masks,
+        without_holes,
+    )
     from fastrestore.images import decode_picture, encode_picture, read_picture, write_picture
     from fastrestore.video_probe import is_video
 
@@ -185,15 +225,19 @@ def _pipe(
     source = Path("stdin" if inputs[0] == "-" else inputs[0])
     if is_video(source):
         raise InputError(f"{label(source)}: a video is written to a file; give -o NAME.mkv")
+    job = Job(source, Path(output))
+    if mask_out is not None:
+        (job,) = with_masks([job], mask_out, many=False)
     if output != "-":
-        check_target(Job(source, Path(output)), options)
+        check_target(job, options)
+    check_mask_target(job, options)
     if (inputs[0] == "-" and sys.stdin is None) or (output == "-" and sys.stdout is None):
         raise InputError("stdin or stdout is closed; give a file instead of -")
     if inputs[0] == "-":
         picture = decode_picture(io.BytesIO(sys.stdin.buffer.read()), "stdin", options.max_pixels)
     else:
         picture = read_picture(source, options.max_pixels)
-    restored, notes = restore_picture(source, picture, restorer, options)
+    restored, notes = restore_picture(job, picture, restorer, options, detector)
     shown = without_holes(picture, options)
     if output == "-":
         sys.stdout.buffer.write(encode_picture(shown, restored, ".png"))

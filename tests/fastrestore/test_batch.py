@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ import pytest
 from fastrestore.arrays import U8
 from fastrestore.batch import Job, Options, Outcome, collect, exit_code, run
 from fastrestore.containers import Meta, encode_png
+from fastrestore.detect import Detector
 from fastrestore.errors import FastRestoreError, InputError, ModelError, OutputError
 from fastrestore.images import Picture, read_picture, write_picture
+from fastrestore.masks import grow, read_mask
 from fastrestore.video_io import read_frames, write_frames
 
 H, W = 24, 32
@@ -308,6 +311,260 @@ def test_the_grown_mask_of_a_clip_is_what_may_change(tmp_path: Path) -> None:
     assert changed[mask > 0].mean() > 0.9
 
 
+# The mask is found: what is magenta is damaged.
+
+SPOT = (slice(6, 11), slice(9, 20))
+
+
+@pytest.fixture
+def detector(magenta_detector: Path) -> Iterator[Detector]:
+    with Detector(magenta_detector, 1) as found:
+        yield found
+
+
+def spotted(hole: tuple[slice, slice] = SPOT, seed: int = 0) -> U8:
+    image = noise(seed) // 2
+    image[hole] = (255, 0, 255)
+    return image
+
+
+def mask_of(hole: tuple[slice, slice] = SPOT) -> U8:
+    mask = np.zeros((H, W), np.uint8)
+    mask[hole] = 1
+    return mask
+
+
+def test_what_is_found_is_repaired_and_nothing_else(tmp_path: Path, detector: Detector) -> None:
+    image = spotted()
+    job = Job(save(tmp_path / "a.png", image), tmp_path / "b.png", tmp_path / "m.png")
+    outcome = run(job, Inverter(), Options(mask="auto", grow_px=0), None, detector)
+    assert outcome.error is None
+    assert outcome.notes == ["damage found: 7.16% of the picture"]
+    expected = np.where(mask_of()[..., None] > 0, 255 - image, image)
+    assert np.array_equal(read_picture(job.target).rgb, expected)
+    assert np.array_equal(read_mask(tmp_path / "m.png", (H, W)), mask_of())
+    assert np.unique(read_picture(tmp_path / "m.png").rgb).tolist() == [0, 255]
+
+
+def test_found_damage_is_widened_by_two_unless_told_otherwise(
+    tmp_path: Path, detector: Detector
+) -> None:
+    save(tmp_path / "a.png", spotted())
+    save_mask(tmp_path / "m.png")
+    for i, (mask, given, used) in enumerate(
+        [("auto", None, 2), ("auto", 1, 1), ("m.png", None, 1), ("m.png", 5, 5)]
+    ):
+        path = mask if mask == "auto" else str(tmp_path / mask)
+        restorer: Any = Inverter()
+        job = Job(tmp_path / "a.png", tmp_path / f"{i}.png")
+        run(job, restorer, Options(mask=path, grow_px=given), None, detector)
+        assert restorer.calls[0]["grow_px"] == used
+        assert restorer.calls[0]["sigma"] is None
+
+
+def test_the_threshold_reaches_the_detector(tmp_path: Path, detector: Detector) -> None:
+    image = spotted()
+    image[SPOT] = (255, 8, 255)  # of probability 0.37
+    save(tmp_path / "a.png", image)
+    for threshold, found in ((None, 0), (0.5, 0), (0.3, 55)):
+        restorer: Any = Inverter()
+        job = Job(tmp_path / "a.png", tmp_path / f"{threshold}.png")
+        run(job, restorer, Options(mask="auto", threshold=threshold), None, detector)
+        assert restorer.calls[0]["mask"].sum() == found
+
+
+@pytest.mark.parametrize(
+    ("sigma", "change"), [(None, "nothing is changed"), (20.0, "only noise is removed")]
+)
+def test_nothing_found_is_said_and_changes_nothing(
+    sigma: float | None, change: str, tmp_path: Path, detector: Detector
+) -> None:
+    job = Job(save(tmp_path / "a.png", noise() // 2), tmp_path / "b.png", tmp_path / "m.png")
+    outcome = run(job, Inverter(), Options(mask="auto", sigma=sigma), None, detector)
+    assert outcome.notes == [f"no damage found: {change}"]
+    assert np.array_equal(read_picture(job.target).rgb, noise() // 2)
+    assert not read_mask(tmp_path / "m.png", (H, W)).any()
+
+
+def test_all_damaged_is_refused_and_shown(tmp_path: Path, detector: Detector) -> None:
+    everywhere = (slice(None), slice(None))
+    job = Job(save(tmp_path / "a.png", spotted(everywhere)), tmp_path / "b.png", tmp_path / "m.png")
+    error = run(job, Inverter(), Options(mask="auto"), None, detector).error
+    assert isinstance(error, InputError)
+    assert re.search(r"a\.png: all of it looks damaged.*raise --threshold", str(error))
+    assert files(tmp_path) == ["a.png", "m.png"]
+    assert read_mask(tmp_path / "m.png", (H, W)).all()
+
+
+def test_without_a_detector(tmp_path: Path) -> None:
+    save(tmp_path / "a.png")
+    save_clip(tmp_path / "v.mkv", 1)
+    for name in ("a.png", "v.mkv"):
+        error = failing(Job(tmp_path / name, tmp_path / f"out-{name}"), Options(mask="auto"))
+        assert "mask auto needs a detector" in str(error)
+
+
+@pytest.mark.parametrize("source", ["file", "alpha", "colour"])
+def test_every_mask_can_be_written(source: str, tmp_path: Path) -> None:
+    pixels = np.dstack((spotted(), 255 * (1 - mask_of())))
+    (tmp_path / "a.png").write_bytes(encode_png(pixels, Meta()))
+    save_mask(tmp_path / "black.png", SPOT)
+    black = 255 - read_picture(tmp_path / "black.png").rgb
+    save(tmp_path / "black.png", black)
+    options = {
+        "file": Options(mask=str(tmp_path / "black.png"), invert=True),
+        "alpha": Options(mask="alpha"),
+        "colour": Options(mask_colour="#ff00ff"),
+    }[source]
+    job = Job(tmp_path / "a.png", tmp_path / "b.png", tmp_path / "new" / "m.png")
+    assert restored(job, options).error is None
+    assert np.array_equal(read_mask(tmp_path / "new" / "m.png", (H, W)), mask_of())
+
+
+def test_a_mask_is_not_written_over_a_file(tmp_path: Path) -> None:
+    job = Job(save(tmp_path / "a.png", spotted()), tmp_path / "b.png", tmp_path / "m.png")
+    (tmp_path / "m.png").write_text("mine")
+    options = Options(mask_colour="#ff00ff")
+    assert re.search(r"m\.png: exists; use --overwrite$", str(failing(job, options)))
+    assert (tmp_path / "m.png").read_text() == "mine"
+    assert restored(job, replace(options, overwrite=True)).error is None
+    assert read_mask(tmp_path / "m.png", (H, W)).sum() == 55
+
+
+def test_no_mask_to_write(tmp_path: Path) -> None:
+    job = Job(save(tmp_path / "a.png"), tmp_path / "b.png", tmp_path / "m.png")
+    assert re.search(r"m\.png: there is no mask; give --mask", str(failing(job)))
+
+
+def test_where_masks_go(here: Path) -> None:
+    touch("in/a.png", "in/b.jpg", "c.png")
+
+    def places(inputs: list[str], output: str | None, mask_out: str) -> list[str]:
+        return [Path(str(j.mask_target)).as_posix() for j in collect(inputs, output, mask_out)]
+
+    assert places(["c.png"], None, "m.png") == ["m.png"]
+    assert places(["c.png"], None, "m/") == ["m/c.png"]
+    assert places(["in"], "out", "m") == ["m/a.png", "m/b.png"]
+    assert [j.mask_target for j in collect(["c.png"], None)] == [None]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "output", "mask_out", "words"),
+    [
+        (["c.png"], None, "c.png", r"c\.png: its mask would replace c\.png"),
+        (["c.png"], "o.png", "./x/../o.png", r"its mask would replace o\.png"),
+        (["c.png"], None, "m.jpg", r"m\.jpg: masks are written as PNG; end the name in \.png"),
+        (["c.png"], None, "m", r"^m: masks are written as PNG"),
+        (["in"], "out", "out", r"in/a\.png: its mask would replace out/a\.png; choose"),
+        (["c.png", "c.jpg"], "out", "m", r"c\.jpg: its mask would replace m/c\.png"),
+        (["in"], "out", "file.png", r"file\.png: is a file, but 2 inputs need a folder"),
+    ],
+)
+def test_where_masks_cannot_go(
+    inputs: list[str], output: str | None, mask_out: str, words: str, here: Path
+) -> None:
+    touch("in/a.png", "in/b.png", "c.png", "c.jpg", "file.png", "x/y")
+    with pytest.raises(InputError, match=words):
+        collect(inputs, output, mask_out)
+
+
+def save_spotted_clip(path: Path, holes: list[tuple[slice, slice] | None]) -> None:
+    frames = [noise(9) // 2 if h is None else spotted(h, 9) for h in holes]
+    write_frames(path, frames, fps=10, codec="ffv1")
+
+
+MOVING = [SPOT, (slice(2, 8), slice(20, 30)), None, (slice(14, 20), slice(0, 6))]
+
+
+def test_a_clip_is_repaired_frame_by_frame(tmp_path: Path, detector: Detector) -> None:
+    save_spotted_clip(tmp_path / "v.mkv", MOVING)
+    restorer: Any = Inverter()
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
+    outcome = run(job, restorer, Options(mask="auto", codec="ffv1", grow_px=0), None, detector)
+    assert outcome.error is None
+    assert outcome.notes[0] == "damage found in 3 of 4 frames"
+    assert (restorer.resets, outcome.frames) == (1, 4)
+    wanted = [np.zeros((H, W), np.uint8) if h is None else mask_of(h) for h in MOVING]
+    for call, mask in zip(restorer.calls, wanted, strict=True):
+        assert np.array_equal(call["mask"], mask)
+    before, after = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
+    for old, new, mask in zip(before, after, wanted, strict=True):
+        assert np.array_equal(old[mask == 0], new[mask == 0])
+        if mask.any():
+            assert np.abs(new[mask > 0].astype(int) - (0, 255, 0)).max() < 8
+
+
+def test_what_may_change_in_a_clip_is_each_frames_grown_mask(
+    tmp_path: Path, detector: Detector
+) -> None:
+    """A restorer that changes everything shows it."""
+
+    class Eager(Inverter):
+        def frame(self, image: U8, mask: U8 | None = None, **options: Any) -> U8:
+            return 255 - image
+
+    save_spotted_clip(tmp_path / "v.mkv", MOVING)
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
+    run(job, Eager(), Options(mask="auto", codec="ffv1"), None, detector)
+    before, after = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
+    for old, new, hole in zip(before, after, MOVING, strict=True):
+        allowed = grow(np.zeros((H, W), np.uint8) if hole is None else mask_of(hole), 2)
+        changed = (old != new).any(2)
+        assert not changed[allowed == 0].any()
+        assert hole is None or changed[allowed > 0].mean() > 0.9
+
+
+def test_with_noise_to_remove_the_whole_frame_may_change(
+    tmp_path: Path, detector: Detector
+) -> None:
+    save_spotted_clip(tmp_path / "v.mkv", MOVING[:1])
+    restorer: Any = Inverter()
+    restorer.frame = lambda image, mask, **_: (restorer.calls.append({"mask": mask}), 255 - image)[
+        1
+    ]
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
+    run(job, restorer, Options(mask="auto", sigma=20.0, codec="ffv1"), None, detector)
+    (before,), (after,) = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
+    assert (before != after).any(2).mean() > 0.9
+    assert np.array_equal(restorer.calls[0]["mask"], mask_of())
+
+
+def test_a_frame_that_is_all_damage_does_not_end_the_clip(
+    tmp_path: Path, detector: Detector
+) -> None:
+    holes = [SPOT, (slice(None), slice(None)), SPOT]
+    save_spotted_clip(tmp_path / "v.mkv", holes)
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
+    outcome = run(job, Inverter(), Options(mask="auto", codec="ffv1"), None, detector)
+    assert outcome.notes[:2] == [
+        "damage found in 3 of 3 frames",
+        "1 of them look damaged all over and get no repair",
+    ]
+    before, after = list(read_frames(tmp_path / "v.mkv")), list(read_frames(job.target))
+    assert np.array_equal(before[1], after[1])
+    assert not np.array_equal(before[2], after[2])
+
+
+def test_a_clip_without_damage_keeps_every_sample(tmp_path: Path, detector: Detector) -> None:
+    save_spotted_clip(tmp_path / "v.mkv", [None, None])
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
+    outcome = run(job, Inverter(), Options(mask="auto", codec="ffv1"), None, detector)
+    assert outcome.notes[0] == "no damage found: nothing is changed"
+    pairs = zip(read_frames(tmp_path / "v.mkv"), read_frames(job.target), strict=True)
+    assert all(np.array_equal(old, new) for old, new in pairs)
+
+
+def test_the_mask_of_a_clip_is_written_if_it_has_one(tmp_path: Path, detector: Detector) -> None:
+    save_clip(tmp_path / "v.mkv", 1)
+    mask = save_mask(tmp_path / "m.png")
+    job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv", tmp_path / "used.png")
+    assert run(job, Inverter(), Options(mask=str(tmp_path / "m.png")), None).error is None
+    assert np.array_equal(read_mask(tmp_path / "used.png", (H, W)), mask)
+    job = Job(tmp_path / "v.mkv", tmp_path / "out2.mkv", tmp_path / "used2.png")
+    error = run(job, Inverter(), Options(mask="auto"), None, detector).error
+    assert "v.mkv: every frame has its own mask; leave --mask-out away" in str(error)
+
+
 # What fails is one line, names the file, and leaves nothing.
 
 
@@ -516,7 +773,9 @@ def test_a_surprise_is_not_swallowed(tmp_path: Path) -> None:
     ("options", "words"),
     [
         ({"mask": "a", "mask_colour": "#ffffff"}, "not both"),
-        ({"mask": "auto"}, "no damage detector yet; give a mask file"),
+        ({"mask": "auto", "threshold": 1.5}, "threshold 1.5: must be from 0 to 1"),
+        ({"mask": "a", "threshold": 0.5}, "goes with --mask auto only"),
+        ({"threshold": 0.5}, "goes with --mask auto only"),
         ({"mask": "/no/such/mask.png"}, "no such mask"),
         ({"mask_colour": "pink"}, "six hexadecimal digits"),
     ],

@@ -288,7 +288,12 @@ def test_nothing_given_shows_the_help(here: Path, fr: Call, args: str) -> None:
         ("nope/", "nope: no such file"),
         ("nope/*.png", r"nope/\*\.png: matches no file"),
         ("a.png --mask nope.png", r"nope\.png: no such mask"),
-        ("a.png --mask auto", "--mask auto: there is no damage detector yet"),
+        ("a.png --threshold 0.4 --mask m.png", "a threshold goes with --mask auto only"),
+        ("a.png --detector d.onnx --mask m.png", "--detector goes with --mask auto only"),
+        ("a.png --mask-out found.png", "--mask-out: there is no mask to write; give --mask"),
+        ("a.png --mask m.png --mask-out m.jpg", r"m\.jpg: masks are written as PNG"),
+        ("a.png --mask m.png --mask-out a.png", r"a\.png: its mask would replace a\.png"),
+        ("a.png -o - --mask m.png --mask-out a.png", r"a\.png: its mask would replace a\.png"),
         ("a.png --mask alpha", r"a\.png: has no alpha channel"),
         ("a.png --mask small.png", r"small\.png: the mask is 5x4, the picture 64x48; resize"),
         ("a.png --mask white.png", r"a\.png: .*covers the whole picture"),
@@ -335,6 +340,76 @@ def test_exit_4_without_a_usable_model(here: Path, fr: Call, model: str, words: 
     for args in (("a.png",), ("a.png", "-o", "-")):
         refused(fr("restore", *args, "--model", model, *ORT), 4, words)
     assert files(here) == before
+
+
+# The mask is found.
+
+
+def spotted() -> U8:
+    image = np.minimum(photo(), 200)
+    image[HOLE > 0] = (255, 0, 255)
+    return image
+
+
+def test_damage_is_found_and_repaired(here: Path, fr: Call, magenta_detector: Path) -> None:
+    save(here / "a.png", spotted())
+    auto = ("--mask", "auto", "--detector", str(magenta_detector), "--mask-out", "found.png")
+    result = fr("restore", "a.png", "-o", "b.png", *auto, *ORT)
+    assert result.code == 0, result.err
+    assert result.lines[1:] == ["  damage found: 6.51% of the picture"]
+    found, out = read_picture(here / "found.png").rgb, read_picture(here / "b.png").rgb
+    assert np.array_equal(found, WHITE)
+    far = np.ones((H, W), bool)
+    far[8:22, 18:42] = False  # two pixels around
+    assert np.array_equal(out[far], spotted()[far])
+    clean = np.minimum(photo(), 200).astype(float)
+    before, after = (np.abs(p - clean)[HOLE > 0].mean() for p in (spotted(), out))
+    assert after < before / 4
+    # What was written is the mask as it was found: used again, it gives the same picture.
+    again = fr("restore", "a.png", "-o", "c.png", "--mask", "found.png", "--grow", "2", *ORT)
+    assert again.code == 0, again.err
+    assert np.array_equal(read_picture(here / "c.png").rgb, out)
+
+
+def test_an_undamaged_picture_stays(here: Path, fr: Call, magenta_detector: Path) -> None:
+    save(here / "a.png", np.minimum(photo(), 200))
+    auto = ("--mask", "auto", "--detector", str(magenta_detector))
+    result = fr("restore", "a.png", "-o", "b.png", *auto, *ORT)
+    assert (result.code, result.lines[1:]) == (0, ["  no damage found: nothing is changed"])
+    assert np.array_equal(read_picture(here / "b.png").rgb, np.minimum(photo(), 200))
+
+
+def test_masks_of_a_folder_and_of_a_pipe(here: Path, fr: Call, magenta_detector: Path) -> None:
+    save(here / "in" / "a.png", spotted())
+    save(here / "in" / "b.webp", np.minimum(photo(), 200))
+    auto = ("--mask", "auto", "--detector", str(magenta_detector))
+    assert fr("restore", "in", "-o", "out", *auto, "--mask-out", "masks", *ORT).code == 0
+    assert {"masks/a.png", "masks/b.png", "out/a.png", "out/b.webp"} <= files(here)
+    assert np.array_equal(read_picture(here / "masks" / "a.png").rgb, WHITE)
+    assert not read_picture(here / "masks" / "b.png").rgb.any()
+    piped = fr("restore", "in/a.png", "-o", "-", *auto, "--mask-out", "p.png", *ORT)
+    assert piped.code == 0, piped.err
+    assert np.array_equal(read_picture(here / "p.png").rgb, WHITE)
+    old = fr("restore", "in/a.png", "-o", "-", *auto, "--mask-out", "p.png", *ORT)
+    refused(old, 5, r"p\.png: exists; use --overwrite")
+
+
+def test_the_wrong_kind_of_model(here: Path, fr: Call, magenta_detector: Path) -> None:
+    found = str(magenta_detector)
+    for args, words in (
+        (("--mask", "auto", "--detector", "nano"), "is a restorer, not a detector"),
+        (("--mask", "m.png", "--model", found), "is a detector, not a restorer"),
+        (("--mask", "auto", "--detector", "none.onnx"), r"none\.onnx: no such model"),
+    ):
+        refused(fr("restore", "a.png", *args, *ORT), 4, words)
+
+
+def test_without_a_detector_inside(here: Path, fr: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrestore import detect
+
+    monkeypatch.setattr(detect, "weights_folder", lambda: here)
+    result = fr("restore", "a.png", "--mask", "auto", *ORT)
+    refused(result, 4, "no damage detector is installed; reinstall fastrestore, or give a mask")
 
 
 def test_exit_4_without_an_extra(here: Path, fr: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -678,8 +753,17 @@ def _examples(name: str) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["restore", "degrade", "evaluate", "bench"])
-def test_examples_of_help_texts_work(here: Path, fr: Call, name: str) -> None:
-    for target in ("photo.jpg", "noisy.png", "scans/s.png", "photos/1.png", "photos/2.png"):
+def test_examples_of_help_texts_work(
+    here: Path, fr: Call, name: str, request: pytest.FixtureRequest
+) -> None:
+    for target in (
+        "photo.jpg",
+        "old.jpg",
+        "noisy.png",
+        "scans/s.png",
+        "photos/1.png",
+        "photos/2.png",
+    ):
         save(here / target, photo())
     for target in ("holes.png", "masks/s.png", "logo.png"):
         save(here / target, WHITE)
@@ -690,6 +774,8 @@ def test_examples_of_help_texts_work(here: Path, fr: Call, name: str) -> None:
         _, _, *args = shlex.split(example)
         if name in ("restore", "evaluate"):
             args += ORT
+        if "auto" in args:
+            args += ["--detector", str(request.getfixturevalue("magenta_detector"))]
         if name == "bench":
             if "--compare" in args or "--backend" not in args:
                 continue  # takes seconds, or the reports of an idle machine; see below
@@ -757,10 +843,22 @@ def test_models(fr: Call) -> None:
         assert model["track"] == "free"
         assert model["bytes"] == (weights_folder() / f"{model['name']}.onnx").stat().st_size
         assert len(model["sha256"]) == 64
+        assert model["kind"] == ("detector" if model["name"] == "detector" else "restorer")
     text = fr("models")
     assert (text.code, text.err) == (0, "")
     assert all(f"{name}: " in text.out for name in shipped)
     assert "predicted" in text.out
+
+
+def test_models_tell_a_detector_from_a_restorer(
+    here: Path, fr: Call, monkeypatch: pytest.MonkeyPatch, magenta_detector: Path
+) -> None:
+    from fastrestore import backend
+
+    (here / "detector.onnx").write_bytes(magenta_detector.read_bytes())
+    monkeypatch.setattr(backend, "weights_folder", lambda: here)
+    text = fr("models")
+    assert text.out.startswith("detector: finds damage (--mask auto), nano, free track"), text.out
 
 
 def test_doctor(fr: Call) -> None:

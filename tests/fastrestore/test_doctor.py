@@ -110,7 +110,15 @@ def test_a_detector_is_not_run_as_a_restorer(
 ) -> None:
     (weights / "found.onnx").write_bytes(model_bytes(kind="detector"))
     run_with(monkeypatch, lambda frame: frame[:0])
-    assert [c.status for c in models()] == ["ok"]
+    file, search = models()  # the file holds a spec alone
+    assert file.status == "ok"
+    assert (search.name, search.status) == ("run found on ort", "fail")
+    assert search.mend.startswith("reinstall ")
+
+
+def test_a_detector_looks_at_one_frame(weights: Path, magenta_detector: Path) -> None:
+    (weights / "found.onnx").write_bytes(magenta_detector.read_bytes())
+    assert [(c.status, c.detail) for c in models()][1:] == [("ok", "64x64 px searched")]
 
 
 @pytest.mark.parametrize(

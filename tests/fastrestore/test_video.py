@@ -297,6 +297,33 @@ def test_untagged_clips_get_the_tag_that_was_assumed(
     assert (int(f.colorspace), int(f.color_range)) == (matrix, 1)
 
 
+@pytest.mark.parametrize("matrix", [None, (0, -65536, 0, 65536, 0, 0, 0, 0, 1 << 30)])
+def test_a_mask_may_differ_from_frame_to_frame(
+    tmp_path: Path, matrix: tuple[int, ...] | None
+) -> None:
+    """More frames than the queues hold: each mask stays with its own frame."""
+    source = make_clip(tmp_path / "in.mkv", "ffv1", "yuv444p", matrix=matrix)
+    masks: list[Any] = []
+
+    def restore(rgb: Any) -> Any:
+        mask = np.zeros(rgb.shape[:2], np.uint8)
+        if len(masks) % 5:  # some have none
+            mask[len(masks) : len(masks) + 9, 3:20] = 1
+        masks.append(mask)
+        return 255 - rgb
+
+    target = tmp_path / "out.mkv"
+    restore_video(source, target, restore, mask=lambda: masks[-1], codec="ffv1")
+    assert len(masks) == N
+    for old, new, mask in zip(frames(source), frames(target), masks, strict=True):
+        stored = mask if matrix is None else np.rot90(mask, -1)
+        for k in range(3):
+            changed = samples(old, k) != samples(new, k)
+            assert not changed[stored == 0].any()
+        if mask.any():
+            assert (samples(old, 0) != samples(new, 0))[stored > 0].mean() > 0.9
+
+
 @pytest.mark.parametrize("value_range", [1, 2])
 @pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv422p", "yuv444p", "gray"])
 @pytest.mark.parametrize("size", [(H, W), (H + 1, W + 1)])
