@@ -29,8 +29,10 @@ COMMANDS = {
     "doctor": ("fastrestore.commands.doctor", "", "Check this installation."),
     "bench": ("fastrestore.commands.bench", "", "Measure latency on this machine."),
     "evaluate": ("fastrestore.commands.evaluate", "", "Measure quality against other methods."),
+    "prepare": ("fastrestore.train.prepare", "", "Pack pictures for training, with hashes."),
     "train": ("fastrestore.train.command", "train", "Train a generator on your pictures."),
     "export": ("fastrestore.export.command", "export", "Write a trained generator as ONNX."),
+    "prepare-weights": ("fastrestore.train.prepare_weights", "", "Make the perceptual weights."),
 }
 
 

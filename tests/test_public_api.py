@@ -51,6 +51,7 @@ COMMANDS = [
     "evaluate",
     "train",
     "export",
+    "prepare-weights",
 ]
 HEAVY = ("torch", "triton", "tensorrt", "onnx", "onnxruntime", "openvino", "cv2", "av", "PIL")
 

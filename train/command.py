@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,10 @@ from typing import Any
 import click
 
 from fastrestore.errors import need
-from fastrestore.presets import PRESETS
-from fastrestore.train.config import TrainConfig
+from fastrestore.train.config import CHOICES, RECIPES, TrainConfig
 
-_CHOICES = {"preset": list(PRESETS), "track": ["free", "research"], "device": ["cpu", "cuda"]}
 _REQUIRED = {"data", "track"}
+_FLAGS = {"from_weights": "--from"}
 
 
 def _help(name: str) -> str:
@@ -35,11 +35,12 @@ def _help(name: str) -> str:
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     for f in reversed(fields(TrainConfig)):
-        kind: Any = click.Choice(_CHOICES[f.name]) if f.name in _CHOICES else type(f.default)
+        kind: Any = click.Choice(CHOICES[f.name]) if f.name in CHOICES else type(f.default)
         known = {} if f.name in _REQUIRED else {"default": f.default}
         many = f.name == "data"
         command = click.option(
-            f"--{f.name.replace('_', '-')}",
+            _FLAGS.get(f.name, f"--{f.name.replace('_', '-')}"),
+            f.name,
             type=str if many else kind,
             multiple=many,
             **known,
@@ -52,20 +53,97 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 @click.command("train", no_args_is_help=True)
 @click.option("--output", required=True, metavar="DIR", help="Run folder; going on is automatic.")
+@click.option(
+    "--recipe",
+    type=click.Choice(list(RECIPES)),
+    default="psnr",
+    show_default=True,
+    help="psnr: stage 1; tune: go on from --from; paper, sharp: stage 2. Options override.",
+)
+@click.option(
+    "--slice",
+    "slice_minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Stop after this long; the same command goes on.  [run to the end]",
+)
+@click.option(
+    "--export", "model", metavar="FILE.onnx", help="Write the result as a model, with its card."
+)
 @_options
-def command(output: str, **values: Any) -> None:
-    """Train a generator (stage 1: reconstruction), or go on with the run in the folder.
+def command(
+    output: str, recipe: str, slice_minutes: float | None, model: str | None, **values: Any
+) -> int:
+    """Train a network, or go on with the run in the folder.
+
+    Stage 1 (reconstruction), then stage 2 (adversarial) from its weights; or a shipped model, tuned
+    on pictures of your own and kept if it became better on some held back from training.
 
     \b
-    fastrestore train --data photos/ --track free --minutes 30 --output runs/mine
-    fastrestore export runs/mine -o mine.onnx
+    fastrestore train --data photos/ --track free --minutes 60 --output runs/one
+    fastrestore train --data photos/ --track free --minutes 60 --output runs/two \\
+        --recipe sharp --from runs/one --export mine.onnx
+    fastrestore train --data photos/ --track free --minutes 30 --output runs/own \\
+        --recipe tune --from tiny --export own.onnx
     """
+    train = need("fastrestore.train.loop", "train").train
+    source, ctx = click.core.ParameterSource.DEFAULT, click.get_current_context()
+    given = {k: v for k, v in values.items() if ctx.get_parameter_source(k) is not source}
+    config = TrainConfig.of(recipe, {**given, "data": tuple(values["data"])})
+    if model:  # before an hour of training, not after it
+        need("fastrestore.export.command", "export").check_target(Path(model))
+    stop = threading.Event()
+    over = threading.Timer(60 * slice_minutes, stop.set) if slice_minutes else None
+    with _progress() as show, _patience(stop) as interrupted:
+        try:
+            if over:
+                over.start()
+            run = train(config, Path(output), show, stop)
+        except KeyboardInterrupt:
+            if interrupted.is_set() or not stop.is_set():
+                raise
+            click.echo(f"{output}: the slice is over; the same command goes on", err=True)
+            return 1
+        finally:
+            if over:
+                over.cancel()
+    click.echo(
+        f"{output}: {run.step} steps, {run.crops} crops, {run.seconds / 60:.1f} min", err=True
+    )
+    better = _say_figures(config, run.history)
+    if model:
+        if not better:
+            click.echo(
+                f"{model}: not written; {config.from_weights} stays the better one", err=True
+            )
+            return 1
+        need("fastrestore.export.command", "export").export_run(Path(output), Path(model))
+    return 0
+
+
+def _say_figures(config: TrainConfig, history: list[dict[str, Any]]) -> bool:
+    """Print the held-out figures; return False where a tuned model became worse in PSNR.
+
+    Stage 2 gives PSNR away on purpose and is never called worse.
+    """
+    last = history[-1]
+    keys = [k for k in ("psnr", "iou", "false_alarms_percent") if k in last]
+    click.echo(f"held out: { {k: last[k] for k in keys} }", err=True)
+    before = history[0]
+    if before["step"] or "psnr" not in last:
+        return True
+    click.echo(f"before: {before['psnr']}, on {config.held_out} held-out pictures", err=True)
+    means = [sum(row["psnr"].values()) / len(row["psnr"]) for row in (before, last)]
+    return config.adversarial > 0 or means[1] > means[0]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float, str], None]]:
+    """Show a bar in a terminal, and log lines everywhere."""
     from rich.console import Console
     from rich.logging import RichHandler
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-    train = need("fastrestore.train.loop", "train").train
-    config = TrainConfig(**{**values, "data": tuple(values["data"])})
     console = Console(stderr=True)
     handler = RichHandler(console=console, show_path=False, markup=False)
     logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[handler])
@@ -77,16 +155,21 @@ def command(output: str, **values: Any) -> None:
         def show(done: float, line: str) -> None:
             bar.update(task, completed=done, figures=line)
 
-        stop = threading.Event()
+        yield show
 
-        def interrupt(*_: object) -> None:
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the next one is not patient
-            stop.set()
 
-        signal.signal(signal.SIGINT, interrupt)
-        run = train(config, Path(output), show, stop)
-    click.echo(
-        f"{output}: {run.step} steps, {run.crops} crops, {run.seconds / 60:.1f} min", err=True
-    )
-    if run.history:
-        click.echo(f"held-out PSNR: {run.history[-1]['psnr']}", err=True)
+@contextmanager
+def _patience(stop: threading.Event) -> Iterator[threading.Event]:
+    """Let the first Ctrl+C end the run after its step; the next one is not patient."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted.set()
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -3,14 +3,61 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from fastrestore.errors import InputError
 from fastrestore.presets import PRESETS
 from fastrestore.spec import Track
 
-_DEVICES = ("cpu", "cuda")
+TaskName = Literal["restorer", "detector"]
+GanName = Literal["nonsaturating", "saturating", "least-squares", "hinge"]
+Norm = Literal["l1", "l2"]
+# What is left out or replaced to see what it is worth; "" = nothing.
+Ablation = Literal["", "plain-conv", "zero-fill", "no-sobel", "block-33", "leaky-relu"]
+CHOICES: dict[str, tuple[str, ...]] = {
+    "preset": tuple(PRESETS),
+    "track": get_args(Track),
+    "task": get_args(TaskName),
+    "gan": get_args(GanName),
+    "perceptual_norm": get_args(Norm),
+    "ablate": get_args(Ablation),
+    "device": ("cpu", "cuda"),
+}
+# What a recipe sets; what is given beside it rules. `psnr` is stage 1 from scratch, `tune` a short
+# run from finished weights, `paper` and `sharp` are stage 2 and start from those of stage 1.
+# `paper` is L_GAN + alpha L_perceptual + beta L_1 + gamma L_edge with L_GAN at 1, and ratios as in
+# public inpainting code, since the paper gives no usable values.
+RECIPES: dict[str, dict[str, Any]] = {
+    "psnr": {"l1": 1.0, "edge": 0.5},
+    "tune": {
+        "l1": 0.0,
+        "edge": 0.0,
+        "log_mse": 0.1,
+        "lr": 6e-4,
+        "muon": 0.75,
+        "decay": 0.05,
+        "ema": 0.998,
+        "large_share": 0.5,
+    },
+    "paper": {
+        "adversarial": 1.0,
+        "perceptual": 10.0,
+        "l1": 100.0,
+        "edge": 50.0,
+        "gan": "saturating",
+    },
+    "sharp": {
+        "adversarial": 1.0,
+        "perceptual": 3.0,
+        "perceptual_layers": "relu1_2=1,relu2_2=1,relu3_3=1",
+        "perceptual_reduce": 2,
+        "l1": 40.0,
+        "edge": 20.0,
+        "feature_matching": 10.0,
+    },
+}
 # Smallest and largest value of every number; outside them a run never ends, fails or is void.
 _RANGES: dict[str, tuple[float, float]] = {
     "minutes": (0, 1e6),
@@ -24,6 +71,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "l1": (0, 1e6),
     "edge": (0, 1e6),
     "log_mse": (0, 1e6),
+    "adversarial": (0, 1e6),
+    "perceptual": (0, 1e6),
+    "perceptual_reduce": (1, 8),
+    "feature_matching": (0, 1e6),
+    "d_lr": (1e-9, 1),
+    "d_warm": (0, 1e9),
+    "d_width": (4, 256),
+    "r1": (0, 1e6),
+    "r1_every": (1, 1e6),
+    "accumulate": (1, 1e4),
     "noisy": (0, 1),
     "max_sigma": (0, 254),
     "max_ratio": (0.03, 0.95),
@@ -32,18 +89,20 @@ _RANGES: dict[str, tuple[float, float]] = {
     "validate_every": (1, 1e9),
     "held_out": (1, 1e6),
     "threads": (1, 1024),
+    "workers": (0, 1024),
     "seed": (0, 2**63 - 1),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One run of stage 1. Command line options are made from these fields.
+    """One run. Command line options are made from these fields.
 
     Attributes:
         preset: Generator size.
         track: `free` (weights that may ship) or `research`.
         data: Folders of pictures; `FOLDER=WEIGHT` sets its share of the samples (default 1).
+        task: `restorer`, or `detector` (damage in a picture without a mask).
         minutes: Length of the whole run; the schedule follows the clock. 0 = use `steps`.
         steps: Length in steps, when `minutes` is 0.
         batch: Pictures a step at the small crop; the large crop takes a quarter, at least 1.
@@ -57,6 +116,20 @@ class TrainConfig:
         l1: Weight of the hole-normalised L1 term (beta in the paper).
         edge: Weight of the Sobel edge term (gamma in the paper, kernels / 8).
         log_mse: Weight of the log mean-square-error term: PSNR itself, sample by sample.
+        adversarial: Weight of L_GAN; above 0 a discriminator is trained, too (stage 2).
+        gan: Kind of adversarial loss; the paper's min-max is `saturating`.
+        perceptual: Weight of the VGG term (alpha in the paper).
+        perceptual_layers: VGG layers and their weights lambda.
+        perceptual_norm: `l2` (the paper's square) or `l1`.
+        perceptual_reduce: Pictures are reduced by this factor before VGG sees them.
+        perceptual_folder: Folder of `fastrestore prepare-weights`; empty = where it is looked for.
+        feature_matching: Weight of the distance between the discriminator's features.
+        d_lr: Adam's rate for the discriminator.
+        d_warm: Steps in which only the discriminator learns.
+        d_width: Channels of the discriminator's first layer.
+        r1: Weight of the gradient penalty on real pictures; above 0 replaces spectral norm.
+        r1_every: Steps between two penalties.
+        accumulate: Batches whose gradients are summed into one step.
         noisy: Share of samples with noise.
         max_sigma: Strongest noise, 0-255 scale; weak noise is drawn more often.
         max_ratio: Holes cover up to this share of a crop.
@@ -65,13 +138,16 @@ class TrainConfig:
         validate_every: Steps between validations.
         held_out: Pictures kept from training for validation.
         threads: CPU threads of torch.
+        workers: Threads that draw batches ahead; for a GPU.
         seed: Seed of weights, samples and noise; the bank of masks depends on the crop alone.
         device: `cpu` or `cuda`.
-        from_weights: Checkpoint folder whose averaged weights the run starts from, or empty.
+        from_weights: Model or checkpoint whose weights the run starts from, or empty.
+        ablate: What is left out, to see what it is worth; such a run cannot be exported.
     """
 
     preset: str = "tiny"
     track: Track = field(kw_only=True)
+    task: TaskName = "restorer"
     data: tuple[str, ...] = ()
     minutes: float = 0.0
     steps: int = 0
@@ -86,6 +162,20 @@ class TrainConfig:
     l1: float = 1.0
     edge: float = 0.5
     log_mse: float = 0.0
+    adversarial: float = 0.0
+    gan: GanName = "nonsaturating"
+    perceptual: float = 0.0
+    perceptual_layers: str = "relu1_2=1,relu2_2=1"
+    perceptual_norm: Norm = "l2"
+    perceptual_reduce: int = 1
+    perceptual_folder: str = ""
+    feature_matching: float = 0.0
+    d_lr: float = 4e-4
+    d_warm: int = 500
+    d_width: int = 32
+    r1: float = 0.0
+    r1_every: int = 16
+    accumulate: int = 1
     noisy: float = 0.5
     max_sigma: float = 50.0
     max_ratio: float = 0.6
@@ -94,18 +184,21 @@ class TrainConfig:
     validate_every: int = 1000
     held_out: int = 24
     threads: int = 1
+    workers: int = 0
     seed: int = 0
     device: str = "cpu"
     from_weights: str = ""
+    ablate: Ablation = ""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained, in words."""
-        if self.preset not in PRESETS:
-            raise InputError(f"preset {self.preset}: choose one of {', '.join(PRESETS)}")
-        if self.track not in get_args(Track):
-            raise InputError(f"track {self.track}: choose one of {', '.join(get_args(Track))}")
-        if self.device not in _DEVICES:
-            raise InputError(f"device {self.device}: choose one of {', '.join(_DEVICES)}")
+        for name, known in CHOICES.items():
+            value = getattr(self, name)
+            if value not in known:
+                option = name.replace("_", "-")
+                raise InputError(
+                    f"{option} {value}: choose one of {', '.join(filter(None, known))}"
+                )
         if not self.data:
             raise InputError("no data: name at least one folder of pictures")
         for name, (low, high) in _RANGES.items():
@@ -123,6 +216,19 @@ class TrainConfig:
             raise InputError(f"crop {self.crop}: must not be above large-crop {self.large_crop}")
         if not self.l1 + self.edge + self.log_mse:
             raise InputError("give at least one of l1, edge or log-mse a weight above zero")
+        if self.feature_matching and not self.adversarial:
+            raise InputError("feature-matching needs a discriminator; give adversarial a weight")
+
+    @classmethod
+    def of(cls, recipe: str, given: Mapping[str, Any]) -> TrainConfig:
+        """Build a config from a recipe's loss weights and what the caller gives beside them.
+
+        Raises:
+            InputError: No such recipe, or a config that cannot be trained.
+        """
+        if recipe not in RECIPES:
+            raise InputError(f"recipe {recipe}: choose one of {', '.join(RECIPES)}")
+        return cls(**{**RECIPES[recipe], **given})
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -146,10 +252,9 @@ class TrainConfig:
     def same_run(self, other: TrainConfig) -> bool:
         """Whether a checkpoint of `other` can be gone on with.
 
-        Length, threads and validation may differ; the device may not: a random generator's state
-        does not move from one to another.
+        Length, threads and validation may differ; the device may not: it rounds otherwise.
         """
-        length = {"minutes", "steps", "threads", "validate_every"}
+        length = {"minutes", "steps", "threads", "workers", "validate_every"}
         a, b = (
             {k: v for k, v in json.loads(json.dumps(c.to_json())).items() if k not in length}
             for c in (self, other)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.presets import IN_CHANNELS, UNSHUFFLE, Preset
-from fastrestore.train.fusion import correction_gain
+from fastrestore.train.fusion import correction_gain, pack
 from fastrestore.train.layers import EdgeConv, ResidualBlock
 
 
@@ -19,21 +21,26 @@ class Generator(nn.Module):
     Skips are added, `up` is a 2x2 transposed convolution of stride 2, nothing is normalised.
     """
 
-    def __init__(self, preset: Preset) -> None:
+    def __init__(self, preset: Preset, outputs: int = 3, ablate: str = "") -> None:
         super().__init__()
-        self.preset = preset
+        self.preset, self.ablate = preset, ablate
+        edge = ablate != "plain-conv"
+
+        def blocks(level: int, dilations: Iterable[int]) -> nn.Sequential:
+            return nn.Sequential(*(ResidualBlock(w[level], d, ablate) for d in dilations))
+
         w, cells = preset.widths, UNSHUFFLE**2
-        self.stem = EdgeConv(IN_CHANNELS * cells, w[0])
+        self.stem = EdgeConv(IN_CHANNELS * cells, w[0], edge=edge)
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         self.up, self.decoder = nn.ModuleList(), nn.ModuleList()
         for i, (enc, dec) in enumerate(zip(preset.encoder, preset.decoder, strict=True)):
-            self.encoder.append(nn.Sequential(*(ResidualBlock(w[i]) for _ in range(enc))))
+            self.encoder.append(blocks(i, (1,) * enc))
             self.down.append(nn.Conv2d(w[i], w[i + 1], 2, 2))
             self.up.append(nn.ConvTranspose2d(w[i + 1], w[i], 2, 2))
-            self.decoder.append(nn.Sequential(*(ResidualBlock(w[i]) for _ in range(dec))))
+            self.decoder.append(blocks(i, (1,) * dec))
         dilations = (*(1,) * preset.middle, *preset.dilations)
-        self.middle = nn.Sequential(*(ResidualBlock(w[-1], d) for d in dilations))
-        self.head = EdgeConv(w[0], 3 * cells, edge=False)
+        self.middle = blocks(-1, dilations)
+        self.head = EdgeConv(w[0], outputs * cells, edge=False)
         self._initialise()
 
     @torch.no_grad()
@@ -72,9 +79,21 @@ class Generator(nn.Module):
 
     def restore(self, packed: Tensor) -> Tensor:
         """Return `base + k * correction`, float `(N, 3, H, W)`, 0-1 but not clamped."""
+        packed = self._ablated(packed)
         correction = self(packed).float()
         restored: Tensor = packed[:, :3] + correction_gain(packed) * correction
         return restored
+
+    def _ablated(self, packed: Tensor) -> Tensor:
+        """Take from the input what a comparison goes without."""
+        if self.ablate == "zero-fill":
+            base, soft_mask = packed[:, :3], packed[:, 3:4]
+            return pack(base * (1 - soft_mask), soft_mask, packed[:, 5:6] * (255 / 4))
+        if self.ablate == "no-sobel":
+            keep = packed.new_ones(1, packed.shape[1], 1, 1)
+            keep[:, 4] = 0
+            return packed * keep
+        return packed
 
     def fuse(self) -> Generator:
         """Fold every EdgeConv into its 3x3 kernel, exactly; the module is changed in place."""

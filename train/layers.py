@@ -55,14 +55,22 @@ class EdgeConv(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """`y = x + W1 * relu(W3_d * x + b3) + b1`: dilated 3x3, then 1x1, same width throughout."""
+    """`y = x + W1 * relu(W3_d * x + b3) + b1`: dilated 3x3, then 1x1, same width throughout.
 
-    def __init__(self, width: int, dilation: int = 1) -> None:
+    `ablate` replaces one part, for comparisons: `plain-conv` the EdgeConv, `block-33` the 1x1 by a
+    3x3, `leaky-relu` the activation (slope 0.1).
+    """
+
+    def __init__(self, width: int, dilation: int = 1, ablate: str = "") -> None:
         super().__init__()
-        self.conv3 = EdgeConv(width, width, dilation)
-        self.conv1 = nn.Conv2d(width, width, 1)
+        self.conv3 = EdgeConv(width, width, dilation, edge=ablate != "plain-conv")
+        side = 3 if ablate == "block-33" else 1
+        self.conv1 = nn.Conv2d(width, width, side, padding=side // 2)
+        self.slope = 0.1 if ablate == "leaky-relu" else 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         """`(N, width, H, W)` -> the same shape."""
-        y: Tensor = x + self.conv1(F.relu(self.conv3(x)))
+        h = self.conv3(x)
+        h = F.leaky_relu(h, self.slope) if self.slope else F.relu(h)
+        y: Tensor = x + self.conv1(h)
         return y

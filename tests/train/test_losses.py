@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastrestore.errors import InputError
 from fastrestore.train import losses
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -168,3 +170,255 @@ def test_noise_is_weighed_by_the_inverse_of_the_error_it_leaves() -> None:
     weights = losses.pixel_weights(torch.zeros(1, 1, 1, 3), noise).flatten()
     assert float(weights[1]) == 1
     torch.testing.assert_close(weights, torch.tensor([7 / 3, 1, 7 / 11]), rtol=0.05, atol=0)
+
+
+KINDS = get_args(losses.GAN)
+
+
+def make_logits(seed: int = 0, size: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Real and fake logits away from the hinge's corners, and a target with both extremes."""
+    rng = np.random.default_rng(seed)
+    real, fake = (torch.tensor(rng.uniform(-0.9, 0.9, (2, 1, size, size))) for _ in range(2))
+    target = torch.tensor(rng.uniform(0, 1, (2, 1, size, size)))
+    target[0, 0, 0], target[1, 0, 1] = 0, 1
+    return real, fake, target
+
+
+def softplus(x: float) -> float:
+    return math.log(1 + math.exp(x))
+
+
+# Real logit 0.5, fake logit -0.25, target 0.75, so that 1 - t is 0.25.
+BY_HAND = {
+    "nonsaturating": softplus(-0.5) + 0.75 * softplus(-0.25) + 0.25 * softplus(0.25),
+    "saturating": softplus(-0.5) + 0.75 * softplus(-0.25) + 0.25 * softplus(0.25),
+    "least-squares": (0.25 + 0.25) / 2,
+    "hinge": 0.5 + 0.75 * 0.75 + 0.25 * 1.25,
+}
+GENERATOR_BY_HAND = {
+    "nonsaturating": softplus(0.25),
+    "saturating": -softplus(-0.25),
+    "least-squares": 1.25**2 / 2,
+    "hinge": 0.25,
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_adversarial_terms_by_hand(kind: str) -> None:
+    real, fake, target = (torch.full((1, 1, 2, 2), v) for v in (0.5, -0.25, 0.75))
+    loss = losses.discriminator_loss(kind, real, fake, target)
+    assert float(loss) == pytest.approx(BY_HAND[kind], rel=1e-6)
+    loss = losses.generator_adversarial_loss(kind, fake, target)
+    assert float(loss) == pytest.approx(GENERATOR_BY_HAND[kind], rel=1e-6)
+
+
+def test_logistic_terms_are_those_of_the_min_max_game() -> None:
+    """At hard targets D maximises E log D(x) + E log(1 - D(G)), and G minimises the latter."""
+    real, fake, _ = make_logits()
+    one = torch.ones_like(fake)
+    game = torch.sigmoid(real).log().mean() + (1 - torch.sigmoid(fake)).log().mean()
+    for kind in ("nonsaturating", "saturating"):
+        torch.testing.assert_close(losses.discriminator_loss(kind, real, fake, one), -game)
+    mine = losses.generator_adversarial_loss("saturating", fake, one)
+    torch.testing.assert_close(mine, (1 - torch.sigmoid(fake)).log().mean())
+    mine = losses.generator_adversarial_loss("nonsaturating", fake, one)
+    torch.testing.assert_close(mine, -torch.sigmoid(fake).log().mean())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_of_adversarial_terms(kind: str) -> None:
+    real, fake, target = make_logits()
+    real.requires_grad_()
+    fake.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda r, f: losses.discriminator_loss(kind, r, f, target), (real, fake)
+    )
+    assert torch.autograd.gradcheck(
+        lambda f: losses.generator_adversarial_loss(kind, f, target), fake
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_side_pulls_its_way(kind: str) -> None:
+    """A step downhill: D raises real logits and lowers fake ones, G raises fake ones."""
+    real, fake = ((v + 1) / 2 for v in make_logits()[:2])  # between the targets of least squares
+    target = torch.ones_like(fake)
+    real.requires_grad_()
+    fake.requires_grad_()
+    loss = losses.discriminator_loss(kind, real, fake, target)
+    up, down = torch.autograd.grad(loss, (real, fake))
+    assert (up < 0).all()
+    assert (down > 0).all()
+    (up,) = torch.autograd.grad(losses.generator_adversarial_loss(kind, fake, target), fake)
+    assert (up < 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_known_patches_are_taught_to_be_real_and_do_not_move_the_generator(kind: str) -> None:
+    real, fake = ((v + 1) / 2 for v in make_logits(size=4)[:2])
+    target = torch.zeros_like(fake)
+    target[..., 1:3, 1:3] = 1
+    fake.requires_grad_()
+    (g,) = torch.autograd.grad(losses.discriminator_loss(kind, real, fake, target), fake)
+    assert (g[target == 0] < 0).all()
+    assert (g[target == 1] > 0).all()
+    (g,) = torch.autograd.grad(losses.generator_adversarial_loss(kind, fake, target), fake)
+    assert not g[target == 0].any()
+    assert (g[target == 1] < 0).all()
+
+
+def test_only_the_non_saturating_generator_learns_against_a_sure_discriminator() -> None:
+    sure = torch.full((1, 1, 1, 1), -20.0, requires_grad=True)
+    slope = {}
+    for kind in ("nonsaturating", "saturating"):
+        loss = losses.generator_adversarial_loss(kind, sure, torch.ones(1, 1, 1, 1))
+        (g,) = torch.autograd.grad(loss, sure)
+        slope[kind] = float(g)
+    assert slope["nonsaturating"] == pytest.approx(-1)
+    assert -1e-8 < slope["saturating"] < 0
+
+
+def test_generators_term_is_a_mean_over_what_it_invented() -> None:
+    """Whatever the size of the hole, down to one patch; no hole, no term."""
+    fake = torch.full((1, 1, 4, 4), -0.5)
+    fake[..., 2:, :] = 9
+    for rows in (1, 2):
+        weight = torch.zeros_like(fake)
+        weight[..., :rows, :] = 1
+        loss = losses.generator_adversarial_loss("hinge", fake, weight)
+        assert float(loss) == pytest.approx(0.5)
+    speck = torch.zeros_like(fake)
+    assert float(losses.generator_adversarial_loss("hinge", fake, speck)) == 0
+    speck[..., 0, 0] = 0.25
+    assert float(losses.generator_adversarial_loss("hinge", fake, speck)) == pytest.approx(0.125)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_single_logit_works_alike(kind: str) -> None:
+    real, fake = torch.tensor([[0.5], [0.5]]), torch.tensor([[-0.25], [-0.25]])
+    one = torch.ones_like(fake)
+    whole = losses.discriminator_loss(kind, real, fake, one)
+    patch = losses.discriminator_loss(kind, *(v.view(2, 1, 1, 1) for v in (real, fake, one)))
+    assert whole == patch
+
+
+def test_unknown_kind_and_shapes_that_would_broadcast_are_refused() -> None:
+    real, fake, target = make_logits()
+    for call in (
+        lambda k, t: losses.discriminator_loss(k, real, fake, t),
+        lambda k, t: losses.generator_adversarial_loss(k, fake, t),
+    ):
+        with pytest.raises(InputError, match=r"'wgan': unknown; use one of nonsaturating, "):
+            call("wgan", target)
+        with pytest.raises(InputError, match="shapes differ"):
+            call("hinge", target[:1])
+
+
+def make_maps() -> tuple[list[Tensor], list[Tensor]]:
+    rng = np.random.default_rng(2)
+    real = [torch.tensor(rng.uniform(-1, 1, (2, c, s, s))) for c, s in ((3, 4), (2, 2))]
+    fake = [r + torch.tensor(rng.choice([-1, 1], r.shape) * 0.3) for r in real]
+    return fake, real
+
+
+def test_perceptual_by_hand() -> None:
+    a, b = torch.full((1, 2, 3, 3), 0.5), torch.full((1, 4, 1, 1), -2.0)
+    zero = [torch.zeros_like(a), torch.zeros_like(b)]
+    assert float(losses.perceptual([a, b], zero, [2, 0.5])) == pytest.approx(2 * 0.25 + 0.5 * 4)
+    assert float(losses.perceptual([a, b], zero, [2, 0.5], "l1")) == pytest.approx(2 * 0.5 + 1)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_gradients_of_perceptual(norm: str) -> None:
+    fake, real = make_maps()
+    for f in fake:
+        f.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda *f: losses.perceptual(f, real, [0.7, 3.0], norm), tuple(fake)
+    )
+
+
+def test_perceptual_refuses() -> None:
+    fake, real = make_maps()
+    with pytest.raises(InputError, match="norm 'l3': unknown"):
+        losses.perceptual(fake, real, [1, 1], "l3")
+    with pytest.raises(InputError, match="2 and 2 feature maps for 1 weights"):
+        losses.perceptual(fake, real, [1])
+
+
+def test_small_differences_of_bf16_maps_survive() -> None:
+    real = torch.full((1, 1, 64, 64), 100.0)
+    loss = losses.perceptual([(real + 0.5).bfloat16()], [real.bfloat16()], [1])
+    assert loss.dtype == torch.float32
+
+
+def test_feature_matching_by_hand_and_outside_the_hole_nothing() -> None:
+    mask = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    mask[..., :4, :4] = 1  # one of four cells of the coarse map, four of 16 of the fine one
+    real = [torch.zeros(1, c, s, s, dtype=torch.float64) for c, s in ((3, 4), (2, 2))]
+    fake = [torch.full_like(r, v) for r, v in zip(real, (0.5, -2), strict=True)]
+    assert float(losses.feature_matching(fake, real, mask)) == pytest.approx((0.5 + 2) / 2)
+    moved = [f.clone() for f in fake]
+    moved[0][..., 2:, :] += 7
+    moved[1][..., :, 1:] -= 7
+    assert losses.feature_matching(moved, real, mask) == losses.feature_matching(fake, real, mask)
+    moved[1][..., 0, 0] -= 2
+    assert float(losses.feature_matching(moved, real, mask)) == pytest.approx((0.5 + 4) / 2)
+    assert float(losses.feature_matching(fake, real, torch.zeros_like(mask))) == 0
+
+
+def test_gradients_of_feature_matching() -> None:
+    fake, real = make_maps()
+    for f in fake:
+        f.requires_grad_()
+    mask = torch.zeros(2, 1, 8, 8, dtype=torch.float64)
+    mask[..., 1:7, :3] = 1
+    assert torch.autograd.gradcheck(lambda *f: losses.feature_matching(f, real, mask), tuple(fake))
+
+
+def test_r1_of_a_linear_and_of_a_quadratic_verdict() -> None:
+    rng = np.random.default_rng(4)
+    slope, x = (torch.tensor(rng.normal(size=s)) for s in ((1, 3, 4, 5), (2, 3, 4, 5)))
+    x.requires_grad_()
+    linear = losses.r1((slope * x).sum((1, 2, 3)), x)
+    assert float(linear.detach()) == pytest.approx(float(slope.square().sum()))
+    quadratic = losses.r1(x.square().sum((1, 2, 3)) / 2, x)
+    assert float(quadratic.detach()) == pytest.approx(float(x.detach().square().sum()) / 2)
+    (gradient,) = torch.autograd.grad(quadratic, x)  # it can be minimised
+    torch.testing.assert_close(gradient, x.detach())
+
+
+def test_gradient_shares() -> None:
+    output = torch.randn(2, 3, 4, 4, requires_grad=True)
+    other = torch.randn(3, requires_grad=True)
+    terms = {
+        "a": output.sum() * 3,
+        "b": -output.sum(),
+        "unrelated": other.sum(),
+        "constant": torch.tensor(2.0),
+    }
+    shares = losses.gradient_shares(terms, output)
+    assert list(shares) == list(terms)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert shares["a"] == pytest.approx(0.75)
+    assert shares["unrelated"] == shares["constant"] == 0
+    (terms["a"] + terms["b"]).backward()  # the graph is still there
+    assert output.grad is not None
+    nothing = losses.gradient_shares({"constant": torch.tensor(2.0)}, output)
+    assert nothing == {"constant": 0.0}
+
+
+def test_every_term_of_the_paper_moves_the_output() -> None:
+    target, mask = torch.rand(2, 3, 16, 16), torch.zeros(2, 1, 16, 16)
+    mask[..., 4:12, 4:12] = 1
+    output = (target + 0.1 * torch.randn_like(target)).requires_grad_()
+    weights = losses.pixel_weights(mask, torch.zeros_like(mask))
+    terms = {
+        "l1": losses.l1(output, target, weights),
+        "edge": losses.edge(output, target, weights),
+        "perceptual": losses.perceptual([output.tanh()], [target.tanh()], [1]),
+        "gan": losses.generator_adversarial_loss("nonsaturating", output.mean(1, True), mask),
+    }
+    shares = losses.gradient_shares(terms, output)
+    assert min(shares.values()) > 0
+    assert sum(shares.values()) == pytest.approx(1)
