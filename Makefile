@@ -11,13 +11,15 @@ export PYTHON TORCH_INDEX VENV
 # Training: where the pictures are, how long, which preset and track.
 DATA ?= ../shared/data/train
 MINUTES ?= 60
+SHARP_MINUTES ?= 30
+SLICE ?=
 PRESET ?= tiny
 TRACK ?= free
 RUNS ?= runs
 free_DATA := --data $(DATA)/free_photos=0.6 --data $(DATA)/free_faces=0.4
 research_DATA := --data $(DATA)/faces=0.9 --data $(DATA)/general=0.1
 
-.PHONY: demo test check lint types table train-cpu gpu-train gpu-check links venv-core venv-dev clean
+.PHONY: demo test check lint types table train-cpu gpu-train gpu-check ablation links venv-core venv-dev clean
 demo: venv-core
 	@$(RUN) -m fastrestore demo --output demo
 test: venv-dev
@@ -29,13 +31,26 @@ types: venv-dev
 	@$(RUN) -m mypy
 table: venv-dev
 	@OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_quality.py $(ARGS)
+# Stage 1, then stage 2 from its weights. SLICE=9 stops after nine minutes in all; the same command
+# goes on, and exits with 1 as long as something is left.
+define train
+@end=$$(( $$(date +%s) + 60 * $(or $(SLICE),100000) )); \
+stage() { \
+  $(RUN) -m fastrestore train --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) $(1) \
+    --slice $$(( (end - $$(date +%s)) / 60 + 1 )) "$$@" $(ARGS); }; \
+stage --recipe psnr --minutes $(MINUTES) --output $(RUNS)/$(PRESET)-$(TRACK)$(2) && \
+stage --recipe sharp --minutes $(SHARP_MINUTES) --from $(RUNS)/$(PRESET)-$(TRACK)$(2) \
+  --output $(RUNS)/$(PRESET)-$(TRACK)-sharp$(2)
+endef
+train-cpu: export OMP_NUM_THREADS := 1
+train-cpu: export OMP_WAIT_POLICY := PASSIVE
 train-cpu: venv-dev
-	@OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE nice -n 10 $(RUN) -m fastrestore train \
-	  --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) --minutes $(MINUTES) \
-	  --output $(RUNS)/$(PRESET)-$(TRACK) $(ARGS)
+	$(call train,--batch 12 --decay 0.05,)
+gpu-train: SLICE := $(or $(SLICE),9)
 gpu-train: venv-dev
-	@$(RUN) -m fastrestore train --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) \
-	  --minutes $(MINUTES) --device cuda --batch 64 --output $(RUNS)/$(PRESET)-$(TRACK)-gpu $(ARGS)
+	$(call train,--device cuda --batch 64 --workers 8 --decay 0.05,-gpu)
+ablation: venv-dev
+	@OMP_NUM_THREADS=1 nice -n 10 $(RUN) benchmarks/ablation.py $(ARGS)
 gpu-check: venv-dev
 	@$(RUN) -m pytest -m gpu --runslow $(ARGS)
 venv-core: links

@@ -99,8 +99,8 @@ def _limits(spec: ModelSpec) -> list[str]:
         "- Texture in holes is made up to look real, at the cost of pixel accuracy: where figures "
         "count, take the model of stage 1."
         if _is_adversarial(spec)
-        else "- Wide holes come out smooth: trained for pixel accuracy, the model gives the mean of "
-        "what could be there.",
+        else "- Wide holes come out smooth: trained for pixel accuracy, the model gives the mean "
+        "of what could be there.",
         _faces(spec),
         "- Noise is taken to be independent from pixel to pixel. Compression artefacts, blur and "
         "film grain of large size are not removed.",
