@@ -49,6 +49,7 @@ COMMANDS = [
     "doctor",
     "bench",
     "evaluate",
+    "prepare",
     "train",
     "export",
     "prepare-weights",

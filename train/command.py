@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -107,6 +108,8 @@ def command(
         finally:
             if over:
                 over.cancel()
+    if os.environ.get("RANK", "0") != "0":  # the first process of torchrun tells and exports
+        return 0
     click.echo(
         f"{output}: {run.step} steps, {run.crops} crops, {run.seconds / 60:.1f} min", err=True
     )

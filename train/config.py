@@ -88,6 +88,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "clip": (1e-9, 1e9),
     "validate_every": (1, 1e9),
     "held_out": (1, 1e6),
+    "key_backgrounds": (0, 1),
     "threads": (1, 1024),
     "workers": (0, 1024),
     "seed": (0, 2**63 - 1),
@@ -101,7 +102,8 @@ class TrainConfig:
     Attributes:
         preset: Generator size.
         track: `free` (weights that may ship) or `research`.
-        data: Folders of pictures; `FOLDER=WEIGHT` sets its share of the samples (default 1).
+        data: Folders, zips, packed files or LMDBs of pictures; `PLACE@LIST:PART` chooses by a
+            list, `=WEIGHT` sets its share of the samples (default 1).
         task: `restorer`, or `detector` (damage in a picture without a mask).
         minutes: Length of the whole run; the schedule follows the clock. 0 = use `steps`.
         steps: Length in steps, when `minutes` is 0.
@@ -136,6 +138,8 @@ class TrainConfig:
         ema: Decay of the averaged weights, which are what ships.
         clip: Largest norm of the AdamW gradients.
         validate_every: Steps between validations.
+        key_backgrounds: Probability of replacing a portrait's plain studio background by a
+            photograph.
         held_out: Pictures kept from training for validation.
         threads: CPU threads of torch.
         workers: Threads that draw batches ahead; for a GPU.
@@ -182,6 +186,7 @@ class TrainConfig:
     ema: float = 0.999
     clip: float = 1.0
     validate_every: int = 1000
+    key_backgrounds: float = 0.0
     held_out: int = 24
     threads: int = 1
     workers: int = 0

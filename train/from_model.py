@@ -41,7 +41,10 @@ def read_model(name: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], tupl
         raise InputError(f"{path}: not an ONNX file ({e})") from e
     arrays = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
     arrays = {k: v for k, v in arrays.items() if k.endswith((".weight", ".bias"))}
-    tensors = {k: torch.from_numpy(v.copy()) for k, v in _torch_order(arrays).items()}
+    try:
+        tensors = {k: torch.from_numpy(v.copy()) for k, v in _torch_order(arrays).items()}
+    except (KeyError, ValueError) as e:
+        raise InputError(f"{path}: its layers are not those of a generator") from e
     earlier = [{"model": spec.name, "version": spec.version, **dict(spec.training)}]
     return tensors, earlier, (spec.preset, spec.track, spec.kind)
 

@@ -80,7 +80,7 @@ def train(
                 items = feed.step(run.step, lambda step: uses_large_crops(run, step))
                 loss = group.mean(learn(run, task, items))
                 if not math.isfinite(loss):
-                    raise InputError(_say_nan(run, items, loss, folder))
+                    raise InputError(_say_nan(run, group.size, loss, folder))
                 group.average(run)
                 update(run)
 
@@ -105,6 +105,8 @@ def train(
                             f"{share:.0%} of peak",
                         )
                 if stopped:
+                    if stop is not None:
+                        stop.set()  # it may have been another process that was told
                     raise KeyboardInterrupt
         finally:
             feed.close()
@@ -131,9 +133,9 @@ def learn(run: Run, task: Task, items: list[Item]) -> float:
     return total
 
 
-def _say_nan(run: Run, items: list[Item], loss: float, folder: Path) -> str:
-    """Name the batch, by all that it follows from. What was saved last stays as it is."""
-    numbers = ", ".join(str(item.number) for item in items)
+def _say_nan(run: Run, processes: int, loss: float, folder: Path) -> str:
+    """Name the step's batches, by all that they follow from. What was saved last stays."""
+    numbers = ", ".join(str(number) for number in range(run.config.accumulate * processes))
     return (
         f"step {run.step}, batch {numbers} of seed {run.config.seed}: the loss is {loss}; "
         f"{folder} keeps the last good state, lower lr"

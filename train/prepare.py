@@ -122,7 +122,7 @@ def pack(
                     about = {"name": name, "source": source.where, "input_sha256": digest}
                     done.pictures.append(about | row)
         if not done.pictures:
-            why = f", such as {done.skipped[0]}" if done.skipped else ""
+            why = f"; {done.skipped[0]}" if done.skipped else ""
             raise InputError(f"{label(entries[0])}: holds no picture to pack{why}")
         text = json.dumps(settings | asdict(done), indent=1, ensure_ascii=False)
         archive.writestr(zipfile.ZipInfo(MANIFEST), text)

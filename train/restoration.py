@@ -61,6 +61,7 @@ class Restoration:
             noisy=c.noisy,
             max_sigma=c.max_sigma,
             max_ratio=c.max_ratio,
+            replace_background=c.key_backgrounds,
         )
 
         def draw(rng: np.random.Generator, n: int) -> Batch:

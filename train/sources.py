@@ -100,7 +100,8 @@ def split_weight(entry: str) -> tuple[str, float]:
         InputError: The weight is not a finite number above zero.
     """
     place, equals, share = entry.rpartition("=")
-    if not equals or Path(_split_list(entry)[0]).exists():
+    named, listed, _ = _split_list(entry)
+    if not equals or (Path(named).exists() and (not listed or Path(listed).exists())):
         return entry, 1.0
     try:
         weight = float(share)

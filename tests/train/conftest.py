@@ -1,4 +1,4 @@
-"""Runs small enough for a test: a generator of two levels, eight pictures, a short bank of masks."""
+"""Runs small enough for a test: a small generator, eight pictures, ten masks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def micro(monkeypatch: pytest.MonkeyPatch) -> None:
     from fastrestore.train import loop, restoration
     from fastrestore.train.config import CHOICES
 
-    monkeypatch.setitem(PRESETS, "micro", Preset("micro", (16, 32), (1,), 1, (2,), (1,)))
+    monkeypatch.setitem(PRESETS, "micro", Preset("micro", (16, 16, 32), (1, 0), 1, (2,), (1, 0)))
     monkeypatch.setitem(CHOICES, "preset", tuple(PRESETS))
     monkeypatch.setattr(restoration, "Sampler", partial(restoration.Sampler, bank=10))
     monkeypatch.setattr(loop, "matmul_flops", lambda *_: 1e12)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import struct
+import zipfile
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,10 @@ import pytest
 from PIL import Image
 
 from fastrestore.errors import InputError
+from fastrestore.train import portraits
 from fastrestore.train.data import Pictures, Sampler
+from fastrestore.train.memory import Encoded, free_gib
+from fastrestore.train.prepare import pack
 
 CROP = 16
 
@@ -272,3 +278,121 @@ def test_some_pictures_are_reduced_and_none_is_too_small() -> None:
     exact = np.random.default_rng(1).integers(0, 256, (CROP, CROP, 3), np.uint8)
     for crop in make_sampler([exact]).batch(20).clean:
         assert np.array_equal(crop, exact) or np.array_equal(crop, exact[:, ::-1])
+
+
+def test_zip_and_list_are_entries_like_any_folder(tmp_path: Path) -> None:
+    folder = Path(make_folder(tmp_path / "a", range(20)))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for file in folder.iterdir():
+            archive.write(file, file.name)
+    loose, zipped = (Pictures.load((f"{e}=0.5",), 4, 32) for e in (folder, tmp_path / "a.zip"))
+    for a, b in ((loose.train, zipped.train), (loose.held_out, zipped.held_out)):
+        assert [p[0, 0, 0] for p in a] == [p[0, 0, 0] for p in b]
+    (tmp_path / "l.txt").write_text("\n".join(f"{i:03}.png" for i in range(5, 26)))
+    some = Pictures.load((f"{folder}@{tmp_path / 'l.txt'}",), 2, 32)
+    assert levels([*some.train, *some.held_out]) == set(range(5, 20))
+    assert len(some.skipped) == 1
+    assert "6 of 21 names are not in" in some.skipped[0]
+
+
+def test_what_does_not_fit_is_decoded_when_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same pictures, split and batches, in a tenth of the memory, and one line that says so."""
+    folder = make_folder(tmp_path / "a", range(30))
+    (tmp_path / "a" / "broken.png").write_bytes(b"x")
+    pack((folder,), tmp_path / "a.frpack")
+    with caplog.at_level(logging.WARNING):
+        whole = Pictures.load((folder,), 4, 32)
+        assert caplog.messages == []
+        for entry in (folder, str(tmp_path / "a.frpack")):
+            caplog.clear()
+            lazy = Pictures.load((entry,), 4, 32, limit_gib=20 * 6000 / 2**30)
+            assert len(caplog.messages) == 1
+            assert "decoded when drawn" in caplog.messages[0]
+            assert isinstance(lazy.train, Encoded)
+            assert len(lazy.train) == len(whole.train)
+            assert [p[0, 0, 0] for p in lazy.train] == [p[0, 0, 0] for p in whole.train]
+            assert levels(lazy.held_out) == levels(whole.held_out)
+            assert len(lazy.skipped) == (entry == folder)
+    settings: dict[str, Any] = {"noisy": 0.5, "max_sigma": 9, "max_ratio": 0.6, "bank": 20}
+    a, b = (Sampler(p, np.random.default_rng(1), CROP, **settings) for p in (whole, lazy))
+    assert all(np.array_equal(x, y) for x, y in zip(a.batch(20), b.batch(20), strict=True))
+    assert lazy.train[-1][0, 0, 0] == whole.train[-1][0, 0, 0]
+    with pytest.raises(IndexError):
+        lazy.train[len(lazy.train)]
+
+
+def test_sizes_of_a_packed_file_count_before_it_is_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack((make_folder(tmp_path / "a", range(10)),), tmp_path / "a.frpack")
+    from fastrestore.train.sources import Source
+
+    def never(*_: object) -> None:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(Source, "decode", never)
+    assert len(Pictures.load((str(tmp_path / "a.frpack"),), 2, 32, limit_gib=1e-6).train) == 8
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    assert 0.01 < free_gib() < 100_000
+
+
+def test_threads_may_share_a_sampler() -> None:
+    rng = np.random.default_rng(5)
+    sampler = make_sampler([rng.integers(0, 256, (40, 50, 3), np.uint8) for _ in range(3)])
+    state = sampler.rng.bit_generator.state
+
+    def draw(seed: int) -> np.ndarray:
+        return sampler.batch(4, np.random.default_rng(seed)).clean
+
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(draw, range(12)))
+    assert all(np.array_equal(draw(i), clean) for i, clean in enumerate(together))
+    assert sampler.rng.bit_generator.state == state
+
+
+def make_sets() -> Pictures:
+    """Two portraits of one set (level 200 before 50), two photographs of another (100, 110)."""
+    portrait = flat(50, 64, 64)
+    portrait[16:, 16:48] = 200
+    portrait[44:, 6:58] = 200
+    train = [portrait, portrait.copy(), flat(100, 64, 64), flat(110, 64, 64)]
+    return Pictures(train, np.full(4, 0.25), [], [], np.array([0, 0, 1, 1]))
+
+
+def test_backgrounds_are_replaced_by_photographs() -> None:
+    pictures = make_sets()
+    assert pictures.alphas[0] is not None
+    settings: dict[str, Any] = {"noisy": 0.5, "max_sigma": 9, "max_ratio": 0.6, "bank": 20}
+    for share in (0.0, 0.5, 1.0):
+        sampler = Sampler(
+            pictures, np.random.default_rng(2), 48, **settings, replace_background=share
+        )
+        clean = sampler.batch(300).clean[..., 0].astype(int)
+        persons = clean[(np.abs(clean - 200) <= 3).any((1, 2))]
+        assert near(len(persons) / 300, 0.5, 300)
+        walls = (np.abs(persons - 50) <= 3).any((1, 2))
+        photos = (np.abs(persons - 105) <= 8).mean((1, 2)) > 0.05
+        assert photos.mean() == pytest.approx(share, abs=0.15)  # four deviations
+        assert (walls != photos).all()
+
+
+def test_portraits_alone_stay_as_they_are() -> None:
+    pictures = make_sets()
+    alone = Pictures(pictures.train[:2], np.full(2, 0.5), [], [])
+    settings: dict[str, Any] = {"noisy": 0.5, "max_sigma": 9, "max_ratio": 0.6, "bank": 20}
+    sampler = Sampler(alone, np.random.default_rng(2), 48, **settings, replace_background=1.0)
+    drawn = sampler.batch(20).clean.astype(int)
+    assert ((np.abs(drawn - 50) <= 3) | (np.abs(drawn - 200) <= 3)).mean((1, 2, 3)).min() > 0.9
+
+
+def test_nothing_is_keyed_where_nothing_is_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("keyed")
+
+    monkeypatch.setattr(portraits, "background", never)
+    settings: dict[str, Any] = {"noisy": 0.5, "max_sigma": 9, "max_ratio": 0.6, "bank": 20}
+    Sampler(make_sets(), np.random.default_rng(2), 48, **settings).batch(20)

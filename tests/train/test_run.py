@@ -102,7 +102,9 @@ def test_interrupted_stage_2_goes_on_to_the_bit(
     assert parts == {"net", "ema", "muon", "adam", "judge", "judge_adam"}
     tensors, record = everything(tmp_path / "cut")
     assert any(k.endswith("exp_avg_sq") for k in tensors if k.startswith("judge_adam."))
-    assert any(k.endswith("._u") for k in tensors if k.startswith("judge.")) == ("r1" not in changes)
+    assert any(k.endswith("._u") for k in tensors if k.startswith("judge.")) == (
+        "r1" not in changes
+    )
     assert "judge" in record["history"][-1]
 
 
