@@ -195,23 +195,26 @@ def classical_methods(damage: Damage, names: Iterable[str] | None = None) -> dic
     Args:
         damage: Holes call for inpainters, noise alone for denoisers (which are told the true
             sigma).
-        names: Only these; None = all.
+        names: Only these; None = all but those that must be named (`patchmatch`).
 
     Raises:
         InputError: An unknown name.
     """
-    from fastrestore.classical import DENOISERS, INPAINTERS
+    from fastrestore.classical import DENOISERS, INPAINTERS, OPTIONAL
 
     wanted = None if names is None else set(names)
-    if wanted is not None and (odd := wanted - set(INPAINTERS) - set(DENOISERS)):
-        known = ", ".join([*INPAINTERS, *DENOISERS])
+    inpainters = {**INPAINTERS, **OPTIONAL}
+    if wanted is not None and (odd := wanted - set(inpainters) - set(DENOISERS)):
+        known = ", ".join([*inpainters, *DENOISERS])
         raise InputError(f"method {sorted(odd)[0]}: not known; choose from {known}")
-    fits = INPAINTERS if damage.holes else DENOISERS
+    if wanted is None:
+        inpainters = INPAINTERS
+    fits = inpainters if damage.holes else DENOISERS
     if wanted is not None and (odd := wanted - set(fits)):
         raise InputError(f"method {sorted(odd)[0]}: does not fit {damage.label}; leave it out")
     methods: dict[str, Method] = {"input": lambda image, _mask, _sigma: image}
     if damage.holes:
-        for name, fill in INPAINTERS.items():
+        for name, fill in inpainters.items():
             methods[name] = lambda image, mask, _sigma, fill=fill: (  # type: ignore[misc]
                 image if mask is None else fill(image, mask)
             )

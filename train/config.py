@@ -50,12 +50,20 @@ RECIPES: dict[str, dict[str, Any]] = {
     },
     "sharp": {
         "adversarial": 1.0,
-        "perceptual": 3.0,
-        "perceptual_layers": "relu1_2=1,relu2_2=1,relu3_3=1",
+        "perceptual": 1.0,
+        "perceptual_layers": "relu1_2=1,relu2_2=0.3,relu3_3=0.1",
         "perceptual_reduce": 2,
         "l1": 40.0,
         "edge": 20.0,
         "feature_matching": 10.0,
+        "batch": 8,
+        "lr": 5e-4,
+        "muon": 0.5,
+        "d_lr": 2e-3,
+        "d_warm": 400,
+        "large_share": 0.0,
+        "noisy": 0.2,
+        "ema": 0.998,
     },
 }
 # Smallest and largest value of every number; outside them a run never ends, fails or is void.

@@ -14,6 +14,7 @@ from fastrestore.errors import InputError
 
 CELL = 16  # px: side of the square that one patch logit stands for
 SLOPE = 0.2
+DETAIL = 8.0  # what lies beyond a 3x3 mean is about this much weaker than the picture
 FULL = 0.25  # share of a patch's cell from which on it counts as invented altogether
 
 
@@ -31,6 +32,9 @@ class Judgement(NamedTuple):
 class Discriminator(nn.Module):
     """Judges a picture and its mask, patch by patch and as a whole.
 
+    Beside the picture it gets its detail, enlarged: what a restored hole lacks is weak there, and
+    without this the discriminator learned nothing in 2,000 crops.
+
     Four 4x4 convolutions of stride 2 (widths w, 2w, 4w, 8w; LeakyReLU 0.2), then a 3x3 for the
     patch logits, each of which sees 78 px, and the mean over the picture with a linear layer for
     the paper's single logit. Kernel 4 is a multiple of the stride: every pixel counts alike, and
@@ -43,7 +47,7 @@ class Discriminator(nn.Module):
 
     def __init__(self, width: int = 32, spectral: bool = True) -> None:
         super().__init__()
-        widths = (4, width, 2 * width, 4 * width, 8 * width)
+        widths = (7, width, 2 * width, 4 * width, 8 * width)
         self.body = nn.ModuleList()
         for cin, cout in pairwise(widths):
             conv = nn.Conv2d(cin, cout, 4, 2, 1)
@@ -70,7 +74,10 @@ class Discriminator(nn.Module):
                 f"discriminator: {channels} channels of {height}x{width}; "
                 f"give RGB and mask with sides that are multiples of {CELL}"
             )
-        y = (2 * x - 1).contiguous(memory_format=torch.channels_last)
+        rgb = x[:, :3]
+        mean = F.avg_pool2d(F.pad(rgb, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        y = torch.cat([2 * x - 1, DETAIL * (rgb - mean)], 1)
+        y = y.contiguous(memory_format=torch.channels_last)
         features = []
         for conv in self.body:
             y = F.leaky_relu(conv(y), SLOPE)

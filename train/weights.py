@@ -41,11 +41,11 @@ def take(config: TrainConfig, *nets: nn.Module) -> list[dict[str, Any]]:
         before = {k: record.get(k) for k in ("config", "step", "crops", "seconds")}
         earlier = [*record.get("earlier", []), before]
     _check(config, kind)
-    if kind[2] != config.task:  # another head
-        tensors = {k: v for k, v in tensors.items() if not k.startswith("head.")}
+    anew = ("head.",) if kind[2] != config.task else ()
     try:
         for net in nets:
-            _load(net, tensors)
+            own = {k: v for k, v in net.state_dict().items() if k.startswith(anew)}
+            _load(net, {**tensors, **own})
     except RuntimeError as e:
         raise InputError(f"{name}: its weights do not fit {config.preset}") from e
     return earlier
@@ -62,10 +62,9 @@ def _check(config: TrainConfig, kind: tuple[str, str, str]) -> None:
 def _load(net: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Load weights; those of a fused network into one with branches, exactly."""
     fused = not any(k.endswith(".mix") for k in tensors)
-    own = net.state_dict()
-    anew = (".mix", ".scale") if fused else ()
-    kept = {k: v for k, v in own.items() if k.endswith(anew) or k.startswith("head.")}
-    net.load_state_dict({**kept, **tensors})
+    branches = (".mix", ".scale") if fused else ()
+    anew = {k: v for k, v in net.state_dict().items() if k.endswith(branches)}
+    net.load_state_dict({**anew, **tensors})
     if not fused:
         return
     for module in net.modules():

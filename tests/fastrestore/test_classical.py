@@ -1,11 +1,20 @@
 from __future__ import annotations
 
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from fastrestore.classical import DENOISERS, INPAINTERS, navier_stokes, telea
+from fastrestore.classical import (
+    DENOISERS,
+    INPAINTERS,
+    bilateral_float,
+    has_patchmatch,
+    navier_stokes,
+    patchmatch,
+    telea,
+)
 from fastrestore.degrade import add_noise, make_mask, punch
 from fastrestore.errors import InputError, MissingExtraError
 from fastrestore.metrics import hole_psnr, psnr
@@ -172,3 +181,58 @@ def test_sigma_out_of_range_is_refused(name: str, sigma: float):
 def test_wrong_pictures_are_refused(name: str):
     with pytest.raises(InputError, match="uint8"):
         DENOISERS[name](smooth_image(8, 8)[..., 0], 5)
+
+
+# PatchMatch, which a package of its own brings.
+
+
+def test_patchmatch_fills_and_keeps():
+    pytest.importorskip("patchmatch", reason="PyPatchMatch is not installed")
+    image = smooth_image()
+    mask = make_mask("rects", np.random.default_rng(0), 64, 80, 0.1)
+    out = patchmatch(punch(image, mask), mask)
+    assert np.array_equal(out[mask == 0], image[mask == 0])
+    assert hole_psnr(out, image, mask) > 20
+    assert np.array_equal(patchmatch(image, mask), out)  # the hole's content is not looked at
+    assert np.array_equal(patchmatch(image, np.zeros_like(mask)), image)
+
+
+def test_patchmatch_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "patchmatch", None)
+    with pytest.raises(MissingExtraError, match=r"patchmatch: .*pip install pypatchmatch"):
+        patchmatch(smooth_image(), np.ones((64, 80), np.uint8))
+    assert not has_patchmatch()
+    monkeypatch.setitem(sys.modules, "patchmatch", SimpleNamespace(patchmatch_available=False))
+    with pytest.raises(MissingExtraError, match="no native library"):
+        patchmatch(smooth_image(), np.ones((64, 80), np.uint8))
+
+
+# Float frames.
+
+
+def test_bilateral_of_whole_numbers_is_that_of_bytes():
+    noisy = add_noise(smooth_image(), 25, np.random.default_rng(0))
+    a, b = DENOISERS["bilateral"](noisy, 25), bilateral_float(noisy.astype(np.float32), 25)
+    assert np.abs(a.astype(int) - b).max() <= 1
+
+
+def test_bilateral_takes_what_bytes_cannot_hold():
+    image = np.full((32, 32, 3), 250, np.float32)
+    noisy = image + np.random.default_rng(0).normal(0, 25, image.shape).astype(np.float32)
+    clipped = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+    float_mean = bilateral_float(noisy, 25).mean()
+    assert float_mean == pytest.approx(249, abs=2)
+    assert DENOISERS["bilateral"](clipped, 25).mean() < float_mean - 3  # clipping pulls it down
+
+
+@pytest.mark.parametrize(
+    ("image", "sigma", "words"),
+    [
+        (np.zeros((4, 4, 3), np.uint8), 5, "must be float32"),
+        (np.zeros((4, 4), np.float32), 5, "must be float32"),
+        (np.zeros((4, 4, 3), np.float32), 0, "sigma 0"),
+    ],
+)
+def test_bad_float_frames(image: np.ndarray, sigma: float, words: str):
+    with pytest.raises(InputError, match=words):
+        bilateral_float(image, sigma)

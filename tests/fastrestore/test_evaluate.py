@@ -271,6 +271,12 @@ def test_inpainters_for_holes_and_denoisers_for_noise() -> None:
     assert set(classical_methods(Damage(sigma=25), [])) == {"input"}
 
 
+def test_patchmatch_runs_only_when_named() -> None:
+    damage = Damage("rects", 0.2)
+    assert set(classical_methods(damage, ["patchmatch"])) == {"input", "patchmatch"}
+    assert "patchmatch" not in classical_methods(damage)
+
+
 def test_unknown_methods_are_refused_with_the_known() -> None:
     words = r"^method magic: not known; choose from telea, .*bilateral"
     with pytest.raises(InputError, match=words):

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from fastrestore.errors import InputError
-from fastrestore.metrics import bootstrap_interval, hole_psnr, psnr, ssim
+from fastrestore.metrics import (
+    bootstrap_interval,
+    bootstrap_intervals,
+    edge_f1,
+    hole_psnr,
+    psnr,
+    ssim,
+)
 
 
 def random_image(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
@@ -157,3 +164,76 @@ def test_bootstrap_of_unusable_values_is_refused(values):
 def test_bootstrap_without_resamples_is_refused():
     with pytest.raises(InputError, match="resample"):
         bootstrap_interval([1.0], np.random.default_rng(0), n=0)
+
+
+# Edges.
+
+
+def step_image(at: int, height: int = 24, width: int = 40) -> np.ndarray:
+    image = np.full((height, width, 3), 60, np.uint8)
+    image[:, at:] = 200
+    return image
+
+
+@pytest.mark.parametrize(("shift", "wanted"), [(0, 1), (1, 1), (-1, 1), (2, 0), (5, 0)])
+def test_edges_match_within_one_pixel(shift: int, wanted: float):
+    assert edge_f1(step_image(20), step_image(20 + shift)) == wanted
+
+
+def test_edges_of_flat_pictures():
+    flat, step = np.full((24, 40, 3), 90, np.uint8), step_image(20)
+    assert edge_f1(flat, flat) == 1
+    assert edge_f1(flat, step) == edge_f1(step, flat) == 0
+
+
+def test_precision_and_recall_of_edges():
+    one, two = step_image(10), step_image(10)
+    two[:, 30:] = 60  # a second edge of the same length
+    assert edge_f1(two, one) == edge_f1(one, two) == pytest.approx(2 * 0.5 / 1.5)
+
+
+def test_only_edges_in_the_hole_count():
+    a, b = step_image(10), step_image(10)
+    b[:, 30:] = 60
+    left, right = np.zeros((24, 40), np.uint8), np.zeros((24, 40), np.uint8)
+    left[:, :20], right[:, 20:] = 1, 1
+    assert edge_f1(a, b, left) == 1
+    assert edge_f1(a, b, right) == 0
+    assert edge_f1(a, b, np.zeros_like(left)) == 1
+    with pytest.raises(InputError, match="mask"):
+        edge_f1(a, b, left[:5])
+
+
+def test_weak_steps_are_no_edges():
+    """The thresholds are 10 and 20 levels a pixel; the blur spreads a step over a few."""
+    weak, strong = np.full((24, 40, 3), 100, np.uint8), np.full((24, 40, 3), 100, np.uint8)
+    weak[:, 20:], strong[:, 20:] = 110, 190
+    flat = np.full((24, 40, 3), 100, np.uint8)
+    assert edge_f1(weak, flat) == 1
+    assert edge_f1(strong, flat) == 0
+
+
+# Many intervals at once.
+
+
+def test_intervals_at_once_are_those_one_by_one():
+    table = np.random.default_rng(3).normal(30, 3, (4, 17))
+    found = bootstrap_intervals(table, np.random.default_rng(0), 2000)
+    for row, interval in zip(table, found, strict=True):
+        expected = bootstrap_interval(row, np.random.default_rng(0), 2000)
+        assert interval == pytest.approx(expected, abs=1e-9)
+
+
+def test_intervals_of_rows_belong_together():
+    """The same resamples: a constant shift moves the interval and nothing else."""
+    x = np.random.default_rng(3).normal(30, 3, 12)
+    a, b = bootstrap_intervals([x, x + 5], np.random.default_rng(0), 500)
+    assert b - a == pytest.approx([5, 5, 5])
+
+
+@pytest.mark.parametrize("table", [[1.0, 2.0], [[1.0, np.inf]], [[]]])
+def test_a_bad_table_is_refused(table: list):
+    with pytest.raises(InputError, match="rows of finite numbers"):
+        bootstrap_intervals(table, np.random.default_rng(0))
+    with pytest.raises(InputError, match="at least 1"):
+        bootstrap_intervals([[1.0]], np.random.default_rng(0), 0)
