@@ -15,6 +15,7 @@ from fastrestore.contenders import (
     GIVEN,
     RAW,
     TOLD,
+    WITHHELD,
     Contender,
     check_names,
     classical_contenders,
@@ -120,6 +121,7 @@ class Entries:
         outputs: Other programs: name and folder of their pictures.
         detector: Model that finds the damage where the mask is withheld.
         noise: As in `Case`.
+        variants: How they are run; see `Contender`.
     """
 
     models: Sequence[str] = ("tiny",)
@@ -129,6 +131,7 @@ class Entries:
     outputs: Sequence[tuple[str, Path]] = ()
     detector: str = DETECTOR
     noise: NoiseProtocol = "uint8"
+    variants: Sequence[str] = (GIVEN, RAW, WITHHELD, TOLD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +274,7 @@ def _open(
         theirs, absent = outputs_contenders(name, folder, cases, list(pictures.hashes))
         contenders += theirs
         notes += absent
+    contenders = [c for c in contenders if c.variant in entries.variants]
     check_names(contenders, cases)
     return contenders, notes
 
