@@ -30,7 +30,7 @@ lint: venv-dev
 types: venv-dev
 	@$(RUN) -m mypy
 table: venv-dev
-	@OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_quality.py $(ARGS)
+	@OMP_NUM_THREADS=1 $(RUN) benchmarks/bench_paper.py $(ARGS)
 # Stage 1, then stage 2 from its weights. SLICE=9 stops after nine minutes in all; the same command
 # goes on, and exits with 1 as long as something is left.
 define train
