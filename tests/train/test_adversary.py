@@ -65,9 +65,9 @@ def test_terms_are_their_formulas(make: MakeAdversary, material: Material, kind:
             losses.generator_adversarial_loss(kind, on_fake.whole, holed),
         ]
         distance = losses.feature_matching(on_fake.features, on_real.features, mask)
-    assert float(terms["discriminator"]) == pytest.approx(float(sum(own)) / 2)
-    assert float(terms["adversarial"]) == pytest.approx(0.3 * float(sum(generators)) / 2)
-    assert float(terms["feature_matching"]) == pytest.approx(0.7 * float(distance))
+    assert terms["discriminator"].item() == pytest.approx(float(sum(own)) / 2)
+    assert terms["adversarial"].item() == pytest.approx(0.3 * float(sum(generators)) / 2)
+    assert terms["feature_matching"].item() == pytest.approx(0.7 * float(distance))
 
 
 @pytest.mark.parametrize("kind", CHOICES["gan"])
@@ -108,7 +108,7 @@ def test_penalty_is_lazy_and_replaces_spectral_norm(
     penalty = float(slope.square().sum((1, 2, 3)).mean())
     for step, due in ((0, True), (1, False), (3, False), (4, True)):
         plain, found = (
-            float(a.terms(*material, step)["discriminator"]) for a in (without, adversary)
+            a.terms(*material, step)["discriminator"].item() for a in (without, adversary)
         )
         expected = 0.5 * 4 / 2 * penalty if due else 0
         assert found - plain == pytest.approx(expected, rel=0.02, abs=1e-5), step
@@ -133,12 +133,14 @@ def test_learns_to_tell_them_apart_and_says_so(make: MakeAdversary, material: Ma
 
 
 def largest_singular_values(adversary: Adversary) -> list[float]:
-    return [float(torch.linalg.matrix_norm(c.weight.flatten(1), 2)) for c in adversary.net.body]
+    return [
+        float(torch.linalg.matrix_norm(c.weight.detach().flatten(1), 2)) for c in adversary.net.body
+    ]
 
 
 def test_spectral_norm_is_followed_once_a_step(make: MakeAdversary, material: Material) -> None:
     """Judging changes nothing, so a step does not depend on how its samples are split."""
-    adversary = make(d_lr=1e-3)
+    adversary = make()
     states = [{k: v.clone() for k, v in adversary.net.state_dict().items()}]
     for _ in range(2):
         loss = adversary.terms(*material, step=0)["discriminator"]
@@ -153,7 +155,7 @@ def test_spectral_norm_is_followed_once_a_step(make: MakeAdversary, material: Ma
     for step in range(20):
         adversary.terms(*material, step)["discriminator"].backward()
         adversary.step()
-    assert largest_singular_values(adversary) == pytest.approx([1] * 4, abs=0.1)
+    assert largest_singular_values(adversary) == pytest.approx([1] * 4, abs=0.2)
 
 
 def test_judges_in_bfloat16_and_answers_in_float(make: MakeAdversary, material: Material) -> None:

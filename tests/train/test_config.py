@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from fastrestore.errors import InputError
-from fastrestore.train.config import TrainConfig
+from fastrestore.train.config import CHOICES, RECIPES, TrainConfig
 
-BASE = TrainConfig(track="free", data=("a", "b=0.5"), steps=100)
+BASE = TrainConfig(track="free", data=("a", "b=0.5"), steps=100, adversarial=1.0)
 # A second valid value for every field.
 OTHER: dict[str, Any] = {
     "preset": "nano",
     "track": "research",
+    "task": "detector",
     "data": ("a", "b=0.6"),
     "minutes": 30.0,
     "steps": 200,
@@ -30,6 +31,21 @@ OTHER: dict[str, Any] = {
     "l1": 0.5,
     "edge": 0.0,
     "log_mse": 0.1,
+    "adversarial": 0.5,
+    "gan": "hinge",
+    "perceptual": 1.0,
+    "perceptual_layers": "relu1_1=1",
+    "perceptual_norm": "l1",
+    "perceptual_reduce": 2,
+    "perceptual_folder": "weights",
+    "feature_matching": 1.0,
+    "d_lr": 1e-4,
+    "d_warm": 0,
+    "d_width": 16,
+    "r1": 1.0,
+    "r1_every": 4,
+    "accumulate": 2,
+    "key_backgrounds": 0.5,
     "noisy": 0.25,
     "max_sigma": 25.0,
     "max_ratio": 0.4,
@@ -38,11 +54,13 @@ OTHER: dict[str, Any] = {
     "validate_every": 10,
     "held_out": 8,
     "threads": 2,
+    "workers": 2,
     "seed": 1,
     "device": "cuda",
     "from_weights": "runs/other",
+    "ablate": "plain-conv",
 }
-MAY_DIFFER = {"minutes", "steps", "threads", "validate_every"}
+MAY_DIFFER = {"minutes", "steps", "threads", "workers", "validate_every"}
 
 
 def changed(name: str) -> TrainConfig:
@@ -113,6 +131,24 @@ def test_json_round_trip(name: str) -> None:
         ({"held_out": 0}, "held-out"),
         ({"seed": -1}, "seed"),
         ({"device": "tpu"}, "device tpu: choose one of cpu, cuda"),
+        ({"task": "colourer"}, "task colourer: choose one of restorer, detector"),
+        ({"gan": "wasserstein"}, "gan wasserstein: choose one of nonsaturating, saturating"),
+        ({"perceptual_norm": "l3"}, "perceptual-norm l3: choose one of l1, l2"),
+        ({"ablate": "all"}, "ablate all: choose one of plain-conv, zero-fill, no-sobel"),
+        ({"adversarial": -1.0}, "adversarial"),
+        ({"adversarial": float("nan")}, "adversarial"),
+        ({"perceptual": -1.0}, "perceptual"),
+        ({"perceptual_reduce": 0}, "perceptual-reduce"),
+        ({"feature_matching": float("inf")}, "feature-matching"),
+        ({"feature_matching": 1.0, "adversarial": 0.0}, "feature-matching needs a discriminator"),
+        ({"d_lr": 0.0}, "d-lr"),
+        ({"d_warm": -1}, "d-warm"),
+        ({"d_width": 0}, "d-width"),
+        ({"r1": -1.0}, "r1"),
+        ({"r1_every": 0}, "r1-every"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"key_backgrounds": 1.5}, "key-backgrounds"),
+        ({"workers": -1}, "workers"),
     ],
     ids=str,
 )
@@ -144,3 +180,56 @@ def test_values_of_another_type_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError) as e:
         TrainConfig.from_json({**BASE.to_json(), **changes})
     assert "\n" not in str(e.value)
+
+
+GIVEN: dict[str, Any] = {"track": "free", "data": ("a",), "steps": 9}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipe_is_a_config_that_what_is_given_overrides(recipe: str) -> None:
+    config = TrainConfig.of(recipe, GIVEN)
+    wanted = {**TrainConfig(**GIVEN).to_json(), **RECIPES[recipe]}
+    assert config.to_json() == wanted
+    assert TrainConfig.of(recipe, {**GIVEN, "edge": 0.25, "lr": 1e-4}).to_json() == {
+        **wanted,
+        "edge": 0.25,
+        "lr": 1e-4,
+    }
+
+
+def test_recipes_are_what_they_are_called() -> None:
+    psnr, tune, paper, sharp = (
+        TrainConfig.of(recipe, GIVEN) for recipe in ("psnr", "tune", "paper", "sharp")
+    )
+    assert psnr == TrainConfig(**GIVEN)  # the defaults are stage 1
+    for stage1 in (psnr, tune):
+        assert stage1.adversarial == stage1.perceptual == stage1.feature_matching == 0
+    for stage2 in (paper, sharp):
+        assert min(stage2.adversarial, stage2.perceptual, stage2.l1, stage2.edge) > 0
+    # the paper's four terms and its min-max, and nothing of ours
+    assert (paper.adversarial, paper.gan, paper.perceptual_norm) == (1, "saturating", "l2")
+    assert paper.feature_matching == paper.log_mse == 0
+    assert sharp.feature_matching > 0
+
+
+@pytest.mark.parametrize("recipe", ["blunt", "", "PSNR"])
+def test_unknown_recipe_is_refused(recipe: str) -> None:
+    with pytest.raises(InputError, match=f"recipe {recipe}: choose one of psnr, tune") as e:
+        TrainConfig.of(recipe, GIVEN)
+    assert "\n" not in str(e.value)
+
+
+def test_recipe_does_not_excuse_what_cannot_be_trained() -> None:
+    with pytest.raises(InputError, match="either minutes or steps"):
+        TrainConfig.of("sharp", {**GIVEN, "steps": 0})
+
+
+def test_choices_are_those_that_are_accepted() -> None:
+    for name, values in CHOICES.items():
+        for value in values:
+            assert getattr(replace(BASE, **{name: value}), name) == value
+
+
+def test_checkpoint_of_before_a_field_is_read_with_its_default() -> None:
+    old = {"track": "free", "data": ["a"], "steps": 5, "lr": 1e-3}
+    assert TrainConfig.from_json(old) == TrainConfig(track="free", data=("a",), steps=5, lr=1e-3)

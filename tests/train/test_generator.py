@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.presets import IN_CHANNELS, PRESETS, Conv
+from fastrestore.train import fusion
+from fastrestore.train.config import CHOICES
 from fastrestore.train.generator import Generator
 from fastrestore.train.layers import EdgeConv
 
@@ -144,3 +146,85 @@ def test_receptive_field_by_gradient(name: str) -> None:
         reached = gradient.abs().sum((0, 1, 2)).nonzero()
         sides.append(int(reached.max() - reached.min()) + 1)
     assert preset.receptive_field - preset.multiple < max(sides) <= preset.receptive_field
+
+
+ABLATIONS = [name for name in CHOICES["ablate"] if name]
+
+
+def make_input(other_fill: bool = False) -> Tensor:
+    """A base with a hole of invented content, as the restorer sees it."""
+    torch.manual_seed(6)
+    base, soft_mask = torch.rand(2, 3, 32, 40), torch.zeros(2, 1, 32, 40)
+    soft_mask[..., 6:20, 8:30] = 1
+    if other_fill:
+        base = torch.where(soft_mask > 0, 1 - base, base)
+    return fusion.pack(base, soft_mask, torch.full_like(soft_mask, 12.0) * (1 - soft_mask))
+
+
+def make_ablated(ablate: str) -> Generator:
+    """Weights as in every other one, as far as they go."""
+    torch.manual_seed(7)
+    whole = fill_zeros(Generator(PRESETS["nano"])).state_dict()
+    net = Generator(PRESETS["nano"], ablate=ablate)
+    own = net.state_dict()
+    net.load_state_dict({k: whole[k] if whole[k].shape == v.shape else v for k, v in own.items()})
+    return fill_zeros(net)
+
+
+@pytest.mark.parametrize("ablate", ABLATIONS)
+def test_every_ablation_runs_learns_and_matters(ablate: str) -> None:
+    net, packed = make_ablated(ablate), make_input()
+    with torch.no_grad():
+        whole = make_ablated("").restore(packed)
+    restored = net.restore(packed)
+    assert restored.shape == whole.shape
+    assert (restored - whole).abs().mean() > 1e-4
+    restored.square().sum().backward()
+    dead = [n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()]
+    assert dead == []
+
+
+@pytest.mark.parametrize("ablate", ["", *ABLATIONS])
+def test_ablated_network_starts_as_the_identity_of_its_input(ablate: str) -> None:
+    packed = make_input()
+    restored = Generator(PRESETS["nano"], ablate=ablate).restore(packed)
+    known = packed[:, 3:4] == 0
+    assert torch.equal(restored * known, packed[:, :3] * known)
+    assert torch.equal(restored, packed[:, :3]) == (ablate != "zero-fill")
+
+
+@pytest.mark.parametrize("ablate", ["", *ABLATIONS])
+def test_parameters_of_the_ablated(ablate: str) -> None:
+    preset = PRESETS["nano"]
+    net = Generator(preset, ablate=ablate)
+    mixes = [k for k in net.state_dict() if k.endswith(".mix")]
+    assert bool(mixes) == (ablate != "plain-conv")
+    fused = sum(p.numel() for p in net.fuse().parameters())
+    pointwise = [c for c in preset.convs(16, 16) if c.role == "pointwise"]
+    more = sum(8 * c.cin * c.cout for c in pointwise) if ablate == "block-33" else 0
+    assert fused == preset.parameters + more
+
+
+@pytest.mark.parametrize("ablate", ["", "zero-fill"])
+def test_zero_fill_does_not_see_the_fill(ablate: str) -> None:
+    """The base's content in the hole, and the edges that come from it, make no difference."""
+    net, packed = make_ablated(ablate), make_input()
+    with torch.no_grad():
+        a, b = net.restore(packed), net.restore(make_input(other_fill=True))
+        half = net.restore(torch.cat([packed[:, :3], packed[:, 3:4] / 2, packed[:, 4:]], 1))
+    assert torch.equal(a, b) == (ablate == "zero-fill")
+    assert (half - a).abs().mean() > 1e-4  # what is only in part invented is seen in part
+
+
+@pytest.mark.parametrize("ablate", ["", "no-sobel"])
+def test_no_sobel_does_not_see_the_edges(ablate: str) -> None:
+    net, packed = make_ablated(ablate), make_input()
+    other = packed.clone()
+    other[:, 4] += 0.3
+    with torch.no_grad():
+        assert torch.equal(net.restore(packed), net.restore(other)) == (ablate == "no-sobel")
+
+
+def test_number_of_outputs_is_free() -> None:
+    net = Generator(PRESETS["nano"], outputs=1)
+    assert net(make_packed(16, 24)).shape == (2, 1, 16, 24)

@@ -78,3 +78,34 @@ def test_residual_block_is_its_formula(x: Tensor, dilation: int) -> None:
     w1, b1 = block.conv1.weight, block.conv1.bias
     hidden = F.conv2d(x, w3, b3, padding=dilation, dilation=dilation).clamp(min=0)
     torch.testing.assert_close(block(x), x + F.conv2d(hidden, w1, b1), rtol=0, atol=1e-12)
+
+
+def test_block_without_edge_conv_has_plain_kernels_only() -> None:
+    block = ResidualBlock(5, 2, "plain-conv")
+    names = {"conv3.conv.weight", "conv3.conv.bias", "conv1.weight", "conv1.bias"}
+    assert set(block.state_dict()) == names
+    assert set(ResidualBlock(5, 2).state_dict()) == {*names, "conv3.mix", "conv3.scale"}
+
+
+def test_block_33_replaces_the_1x1(x: Tensor) -> None:
+    block = ResidualBlock(5, 2, "block-33").double()
+    hidden = block.conv3(x).clamp(min=0)
+    w, b = block.conv1.weight, block.conv1.bias
+    assert w.shape == (5, 5, 3, 3)
+    torch.testing.assert_close(block(x), x + F.conv2d(hidden, w, b, padding=1), rtol=0, atol=1e-12)
+
+
+def test_leaky_block_lets_a_tenth_through(x: Tensor) -> None:
+    block = ResidualBlock(5, 1, "leaky-relu").double()
+    h = block.conv3(x)
+    hidden = torch.where(h > 0, h, 0.1 * h)
+    assert (h < 0).any()
+    w, b = block.conv1.weight, block.conv1.bias
+    torch.testing.assert_close(block(x), x + F.conv2d(hidden, w, b), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ablate", ["", "zero-fill", "no-sobel"])
+def test_what_is_left_out_of_the_input_leaves_the_block_alone(x: Tensor, ablate: str) -> None:
+    block, plain = ResidualBlock(5, 1, ablate).double(), ResidualBlock(5, 1).double()
+    plain.load_state_dict(block.state_dict())
+    assert torch.equal(block(x), plain(x))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +97,7 @@ def test_weights_of_the_reconstruction_are_used(
         run = start(config, task.network())  # the identity
         terms = task.terms(run, material, 5)
         assert terms.keys() == {name}
-        values.append(float(terms[name]))
+        values.append(terms[name].item())
     rng = torch.Generator().manual_seed(5)
     sample = restoration.make_sample(material, rng, torch.device("cpu"))
     weights = losses.pixel_weights(sample.mask, sample.noise)
@@ -110,7 +112,7 @@ def test_weights_of_stage_2_are_used(stage2: MakeConfig, material: Batch, name: 
     for factor in (1.0, 3.0):
         config = stage2(d_warm=0, **{name: 0.2 * factor})
         task, run = begin(config)
-        values.append({k: float(v) for k, v in task.terms(run, material, 5).items()})
+        values.append({k: v.item() for k, v in task.terms(run, material, 5).items()})
     assert abs(values[0][name]) > 1e-6
     for k, v in values[0].items():
         assert values[1][k] == pytest.approx(v * (3 if k == name else 1), rel=1e-4), k
@@ -194,7 +196,7 @@ def test_perceptual_term_is_its_formula(stage2: MakeConfig, material: Batch) -> 
     assert features is not None
     assert features.weights == (1.0, 0.5)
     run.step = 1  # the discriminator has warmed up
-    value = float(task.terms(run, material, 5)["perceptual"])
+    value = task.terms(run, material, 5)["perceptual"].item()
     rng = torch.Generator().manual_seed(5)
     sample = restoration.make_sample(material, rng, task.device)
     with torch.no_grad():
@@ -237,6 +239,26 @@ def test_batch_follows_from_its_generator_alone(
     draw = Restoration(make_config(noisy=0.5)).sampler(pictures, 32)
     a, _, b = (draw(np.random.default_rng(seed), 3) for seed in (1, 2, 1))
     assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_draws_at_the_same_time_do_not_mix(
+    make_config: MakeConfig, pictures: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = threading.Barrier(2)
+
+    class Slow:
+        def __init__(self, pictures: Pictures, rng: np.random.Generator, *_: Any, **__: Any):
+            self.rng = rng
+
+        def batch(self, n: int) -> float:
+            both.wait(10)
+            return float(self.rng.random())
+
+    monkeypatch.setattr(restoration, "Sampler", Slow)
+    draw = Restoration(make_config()).sampler(pictures, 32)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda seed: draw(np.random.default_rng(seed), 1), (1, 2)))
+    assert found == [np.random.default_rng(seed).random() for seed in (1, 2)]
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from fastrestore.train import fusion
+from fastrestore.train import fusion, samples
 from fastrestore.train.data import Batch
-from fastrestore.train.samples import Sample, make_sample
+from fastrestore.train.samples import Sample, coarse_guess, make_sample
 
 N, SIDE = 2, 48
 
@@ -84,8 +84,17 @@ def test_noise_falls_with_the_root_of_the_frames(sigma: float, frames: float) ->
     expected = sigma / frames**0.5
     assert float(noise.std()) == pytest.approx((expected**2 + 1 / 12) ** 0.5, rel=0.02)
     assert abs(float(noise.mean())) < 0.1
-    levels = s.packed[:, :3] * 255
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)  # as a camera stores it
+
+
+def test_half_of_the_noisy_pictures_are_as_a_camera_stores_them() -> None:
+    n = 200
+    dark = np.zeros((n, 8, 8, 3), np.uint8)
+    s = sample(make_batch(dark, sigma=np.full(n, 20, np.float32)))
+    levels = (s.packed[:, :3] * 255).flatten(1)
+    rounded = (levels - levels.round()).abs().amax(1) < 1e-4
+    assert float(rounded.float().mean()) == pytest.approx(0.5, abs=0.12)
+    assert levels[rounded].min() == 0  # clipped
+    assert levels[~rounded].amin(1).max() < 0
 
 
 def test_frames_may_differ_from_pixel_to_pixel() -> None:
@@ -125,8 +134,9 @@ def test_hole_is_the_fill_and_sees_nothing_of_its_content(
 
 
 def test_trusted_pixels_carry_true_content_as_far_as_the_soft_mask_says(
-    clean: np.ndarray, mask: np.ndarray
+    clean: np.ndarray, mask: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(samples, "GUESSED", 0.0)
     trusted = mask.copy()
     trusted[:, :24] = 0
     s = sample(make_batch(clean, mask=mask, trusted=trusted))
@@ -164,3 +174,44 @@ def test_is_what_a_still_leaves_in_the_graph(
     used = fusion.fuse(frame, s.mask, empty, torch.full((N, 1, 1, 1), sigma)).packed
     torch.testing.assert_close(s.packed[:, :5], used[:, :5], rtol=0, atol=1e-4)
     torch.testing.assert_close(s.packed[:, 5], used[:, 5], rtol=0.106, atol=1e-6)
+
+
+def test_a_guess_takes_the_place_of_true_content_where_it_is_trusted(
+    clean: np.ndarray, mask: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "GUESSED", 1.0)
+    monkeypatch.setattr(samples, "coarse_guess", lambda c, _: torch.full_like(c, 77))
+    trusted = mask.copy()
+    trusted[:, :24] = 0
+    s = sample(make_batch(clean, mask=mask, trusted=trusted))
+    soft = s.packed[:, 3:4]
+    filled = fusion.fill(planes(clean) * 255, s.mask)
+    expected = torch.where(soft < s.mask, soft * filled + (1 - soft) * 77, filled)
+    torch.testing.assert_close(s.packed[:, :3] * 255, expected, rtol=0, atol=1e-3)
+    assert torch.equal(s.target, planes(clean))
+
+
+def test_a_share_of_the_samples_is_guessed() -> None:
+    n = 400
+    step = np.tile(np.repeat(np.array([0, 200], np.uint8), 8)[:, None], (n, 8, 1, 3))
+    every = np.ones((n, 8, 16), np.uint8)
+    s = sample(make_batch(step, mask=every, trusted=every))
+    levels = s.packed[:, 0, 4] / (1 - s.packed[:, 3, 4]) * 255  # nothing is known: the fill is 0
+    true = (levels - planes(step)[:, 0, 4] * 255).abs().amax(1) < 0.1
+    assert 1 - float(true.float().mean()) == pytest.approx(samples.GUESSED, abs=0.08)
+
+
+def test_a_guess_is_the_truth_of_a_coarser_scale() -> None:
+    ramp = torch.linspace(0, 255, 41).expand(3, 3, 27, 41).contiguous()  # odd sizes
+    draws = torch.full((3, 4, 1, 1), 0.5)
+    draws[:, 0, 0, 0] = torch.tensor([0.1, 0.5, 0.9])
+    guess = coarse_guess(ramp, draws)
+    assert guess.shape == ramp.shape
+    torch.testing.assert_close(guess[..., 8:32], ramp[..., 8:32], rtol=0, atol=2e-3)
+    dots = torch.zeros(3, 3, 32, 32)
+    dots[..., ::8, ::8] = 128
+    peaks = coarse_guess(dots, draws).amax((1, 2, 3)).tolist()
+    assert peaks == pytest.approx([128 / 4, 128 / 16, 128 / 64])
+    draws[:, 1:] = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1)
+    shift = (coarse_guess(ramp * 0 + 100, draws) - 100)[0, :, 0, 0].tolist()
+    assert shift == [-samples.GUESS_SHIFT, 0, samples.GUESS_SHIFT]

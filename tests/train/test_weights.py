@@ -120,9 +120,8 @@ def test_stage_2_starts_from_stage_1(
     [
         ({"track": "research"}, "not a micro restorer of the research track"),
         ({"preset": "nano"}, "not a nano restorer of the free track"),
-        ({"task": "detector"}, "not a micro detector of the free track"),
     ],
-    ids=["track", "preset", "task"],
+    ids=["track", "preset"],
 )
 def test_weights_of_another_kind_are_refused(
     make_config: MakeConfig,
@@ -144,6 +143,25 @@ def test_weights_of_another_kind_are_refused(
     assert str(e.value).startswith(str(path))
     assert "\n" not in str(e.value)
     assert not (tmp_path / "second" / checkpoint.NAME).exists()
+
+
+def test_detector_starts_from_a_restorers_body_but_not_the_other_way(
+    make_config: MakeConfig, original: Generator, tmp_path: Path
+) -> None:
+    save(start(make_config(), original), tmp_path / "restorer")
+    config = make_config(task="detector", from_weights=str(tmp_path / "restorer"))
+    net = Detection(config).network()
+    head = {k: v.clone() for k, v in net.head.state_dict().items()}
+    weights.take(config, net)
+    assert same(net.head.state_dict(), head)
+    body = {k: v for k, v in original.state_dict().items() if not k.startswith("head.")}
+    assert same({k: v for k, v in net.state_dict().items() if k in body}, body)
+
+    save(start(config, net), tmp_path / "detector")
+    config = make_config(from_weights=str(tmp_path / "detector"))
+    with pytest.raises(InputError, match="holds a micro detector of the free track, not") as e:
+        weights.take(config, Restoration(config).network())
+    assert "\n" not in str(e.value)
 
 
 def test_weights_that_do_not_fit_are_refused(
