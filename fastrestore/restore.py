@@ -11,6 +11,7 @@ import numpy as np
 
 from fastrestore.arrays import F32, U8
 from fastrestore.backend import open_backend
+from fastrestore.coarse import around, solve, wide_holes
 from fastrestore.errors import InputError
 from fastrestore.masks import as_mask, feather, grow
 from fastrestore.noise import estimate_sigma
@@ -183,25 +184,34 @@ class Restorer:
         h, w = image.shape[:2]
         hole = np.zeros((h, w), np.uint8) if mask is None else mask
         before = np.zeros((h, w, 4), np.uint8) if past is None else past
+        # What the past knows of a hole is worth more than a guess from far away.
+        wide = None if mask is None else wide_holes(mask & (before[..., 3] == 0), self.spec.halo)
+        narrow = mask if mask is None or wide is None else mask & (1 - wide)
         restored = image.copy()
-        for r in self._plan(image, mask, sigma):
-            y, x = r.seen
-            out, new = self._run(image[y, x], hole[y, x], before[y, x], sigma, r)
-            inner = within(r.kept, r.seen)
-            here = np.ones(1, np.bool_) if r.only is None else r.only > 0
-            np.copyto(restored[r.kept], out[inner], where=here[..., None])
+        for r in self._plan(image, narrow, sigma):
+            out, new = self._run(image, hole, before, sigma, r)
+            restored[r.kept] = out
             if after is not None:
-                np.copyto(after[r.kept], new[inner], where=here[..., None])
+                after[r.kept] = new
+        if wide is not None:
+            window = around(wide)
+            filled = solve(restored[window], wide[window], self._run_scale)
+            np.copyto(restored[window], filled, where=wide[window][..., None] > 0)
         return restored
 
+    def _run_scale(self, image: U8, mask: U8, state: U8) -> U8:
+        """Fill holes on one scale, free of noise; see `coarse.Run`."""
+        filled = image.copy()
+        for r in plan(*mask.shape, mask, self.spec, self._limit_px):
+            filled[r.kept], _ = self._run(image, mask, state, 0.0, r)
+        return filled
+
     def _run(self, image: U8, mask: U8, state: U8, sigma: float, r: Region) -> tuple[U8, U8]:
-        """Run one region; a reduced one comes back enlarged, without a state."""
-        if r.scale == 1:
-            return self._run_padded(image, mask, state, sigma, r.border)
-        small, hole = _reduce(image, mask, r.scale)
-        empty = np.zeros((*hole.shape, 4), np.uint8)
-        out, _ = self._run_padded(small, hole, empty, sigma, r.border)
-        return _resize(out, *mask.shape), np.zeros_like(state)
+        """Run one region; return what it keeps of picture and state."""
+        y, x = r.seen
+        out = self._run_padded(image[y, x], mask[y, x], state[y, x], sigma, r.border)
+        inner = within(r.kept, r.seen)
+        return out[0][inner], out[1][inner]
 
     def _run_padded(
         self, image: U8, mask: U8, state: U8, sigma: float, border: tuple[int, int]
@@ -230,22 +240,3 @@ def _composite(image: U8, restored: U8, hole: U8 | None, grown: U8 | None, sigma
     weight = feather(hole, grown)[..., None]
     mixed = np.rint(image + weight * (restored.astype(np.float32) - image))
     return np.where(weight > 0, mixed, image).astype(np.uint8)
-
-
-def _reduce(image: U8, mask: U8, scale: float) -> tuple[U8, U8]:
-    """Shrink picture and mask; a reduced pixel is a hole where most of its sources are."""
-    import cv2
-
-    h, w = (max(1, int(s * scale)) for s in mask.shape)
-    known = (mask == 0).astype(np.float32)
-    weight = cv2.resize(known, (w, h), interpolation=cv2.INTER_AREA)
-    colour = cv2.resize(image * known[..., None], (w, h), interpolation=cv2.INTER_AREA)
-    small = np.rint(colour / np.maximum(weight, 1e-3)[..., None]).clip(0, 255).astype(np.uint8)
-    hole = (weight < 0.5).astype(np.uint8)
-    return small, hole
-
-
-def _resize(image: U8, height: int, width: int) -> U8:
-    import cv2
-
-    return np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)

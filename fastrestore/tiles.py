@@ -5,10 +5,11 @@ of convolutions at the border costs 0.1 dB (24 portraits, 20 % holes). In the ex
 regions start on the grid of the fill pyramid (multiples of `2 ** levels` px): off that grid the
 pyramid's phase changes.
 
-A hole that fits into one run is seen with the spec's halo of 64 px: what lies beyond changes the
-result (`tiny`: up to 20 levels, `nano`: 1) but does not better it (eight cases: hole PSNR without
-it -0.12 to +0.24 dB), and costs twice the time. Where tiles meet inside one hole such a
-difference would be a seam: they see `SEAM_PX` around, and agree within one level.
+A hole is seen with the spec's halo of 64 px: what lies beyond changes the result (`tiny`: up to 20
+levels, `nano`: 1) but does not better it (eight cases: hole PSNR without it -0.12 to +0.24 dB), and
+costs twice the time. Where tiles meet inside one hole such a difference would be a seam: they see
+`SEAM_PX` around, or a halo beyond the hole's far rim, and agree within one level. Wider holes than
+`WIDE_PX` come from `coarse`, as rings.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fastrestore.arrays import U8
+from fastrestore.arrays import F32, U8
 from fastrestore.spec import ModelSpec
 
-WIDE_PX = 160  # a wider hole depends on more than a halo: its middle is filled from far away
+WIDE_PX = 160  # the middle of a wider hole is filled from farther away than a tile sees
 BORDER_PX = 16
 SEAM_PX = 192
 LIMIT_PX = 2**21  # of one run, about 0.8 GB in ONNX Runtime
@@ -36,25 +37,25 @@ class Region:
         seen: Rows and columns given to the model.
         kept: Rows and columns of the picture that take its result; inside `seen`.
         border: Rows above and columns left of `seen` that repeat its edge.
-        scale: The seen part is reduced by this factor first; 1 = full size.
-        only: Which pixels of `kept` take the result, uint8, 1 = this one; None = all of them.
     """
 
     seen: Rect
     kept: Rect
     border: tuple[int, int]
-    scale: float = 1.0
-    only: U8 | None = None
 
 
-def _region(seen: Rect, kept: Rect, scale: float = 1.0, only: U8 | None = None) -> Region:
+def _region(seen: Rect, kept: Rect) -> Region:
     """Make a region; only one that starts at the picture's edge has a border."""
     top, left = (BORDER_PX if s.start == 0 else 0 for s in seen)
-    return Region(seen, kept, (top, left), scale, only)
+    return Region(seen, kept, (top, left))
 
 
 def plan(
-    height: int, width: int, mask: U8 | None, spec: ModelSpec, limit_px: int = LIMIT_PX
+    height: int,
+    width: int,
+    mask: U8 | None,
+    spec: ModelSpec,
+    limit_px: int = LIMIT_PX,
 ) -> list[Region]:
     """Choose the regions that cover what must change.
 
@@ -76,53 +77,28 @@ def plan(
 
     regions: list[Region] = []
     for hole in components(mask, 2 * halo):
-        wide, radius = _wide_part(mask, hole)
-        around = max(halo, *(s.stop - s.start for s in hole))
-        seen = whole if height * width <= limit_px else _widen(hole, whole, around, grid)
-        if wide is not None and _area(seen) <= limit_px:
+        seen = _widen(hole, whole, halo, grid)
+        if _area(seen) <= limit_px:
             regions.append(_region(seen, hole))
             continue
-        rest = mask[hole] if wide is None else mask[hole] & (1 - wide)
         # A tile must see the far rim of every hole that it fills a part of.
-        reach = -(-(SEAM_PX + 2 * radius) // grid) * grid
-        tiles = _tiles(_widen(hole, whole, halo, grid), hole, grid, reach, limit_px)
-        regions += [r for r in tiles if rest[within(r.kept, hole)].any()]
-        if wide is not None:
-            scale = (limit_px / _area(seen)) ** 0.5
-            regions.append(_region(seen, hole, scale, wide))
+        reach = max(SEAM_PX, halo + 2 * _radius(mask, hole))
+        tiles = _tiles(seen, hole, grid, -(-reach // grid) * grid, limit_px)
+        regions += [r for r in tiles if mask[r.kept].any()]
     return regions
 
 
-def _wide_part(mask: U8, hole: Rect) -> tuple[U8 | None, int]:
-    """Return the holes in a rectangle that reach too far for tiles (None: there are none).
-
-    With them the distance in px to what is known, at most, from any pixel of the others.
-
-    They have a pixel farther than half of `WIDE_PX` from all that is known. Beyond the picture's
-    edge nothing is known: a hole in a corner reaches farther than it is wide, and one at an edge
-    agrees with the whole picture up to 3/4 of the width only (measured).
-    """
-    side = max(s.stop - s.start for s in hole)
-    if side <= WIDE_PX * 3 / 8:
-        return None, side
+def distance(mask: U8) -> F32:
+    """Return each pixel's distance to the nearest known one, px; 0 where it is known itself."""
     import cv2
 
-    (h, w), (rows, cols) = mask.shape, hole
-    y, x = max(0, rows.start - 1), max(0, cols.start - 1)
-    around = mask[y : rows.stop + 1, x : cols.stop + 1]
-    far = np.asarray(cv2.distanceTransform(around, cv2.DIST_L2, cv2.DIST_MASK_PRECISE))
-    deep = far > WIDE_PX / 2
-    inside = (rows.start, h - rows.stop, cols.start, w - cols.stop)
-    at_edge = np.zeros_like(deep)
-    at_edge[0], at_edge[-1] = inside[0] == 0, inside[1] == 0
-    at_edge[:, 0] |= inside[2] == 0
-    at_edge[:, -1] |= inside[3] == 0
-    deep |= at_edge & (far > WIDE_PX * 3 / 8)
-    if not deep.any():
-        return None, int(far.max()) + 1
-    labels = np.asarray(cv2.connectedComponents(around)[1])
-    part = np.isin(labels, np.unique(labels[deep])).astype(np.uint8)
-    return part[within(hole, (slice(y, h), slice(x, w)))], WIDE_PX // 2
+    return np.asarray(cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+
+
+def _radius(mask: U8, hole: Rect) -> int:
+    """Return the distance to what is known, at most, from any pixel of the holes in a rectangle."""
+    rows, cols = (slice(max(0, s.start - 1), s.stop + 1) for s in hole)  # one px of what is known
+    return min(int(distance(mask[rows, cols]).max()) + 1, WIDE_PX // 2)
 
 
 def within(inner: Rect, outer: Rect) -> Rect:

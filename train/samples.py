@@ -6,9 +6,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.train.data import Batch
 from fastrestore.train.fusion import fill, pack
+
+GUESSED = 0.3  # share of the samples whose trusted content is a coarse guess, not the truth
+GUESS_SCALES = (2, 4, 8)
+GUESS_SHIFT = 4.0  # levels: a guess may be that much off in colour
 
 
 class Sample(NamedTuple):
@@ -24,7 +29,9 @@ def make_sample(batch: Batch, rng: torch.Generator, device: torch.device) -> Sam
     """Degrade a batch on the device, without unrolling sequences.
 
     Known pixels carry noise of `sigma / sqrt(frames)`; of the hole, the trusted part holds true
-    content mixed into the fill, and its soft mask says how much is still invented.
+    content mixed into the fill, and its soft mask says how much is still invented. In some samples
+    the trusted content is what a coarser scale would have left there, so that the network learns
+    to sharpen it.
 
     Args:
         batch: Clean crops, holes, noise and trust.
@@ -50,8 +57,29 @@ def make_sample(batch: Batch, rng: torch.Generator, device: torch.device) -> Sam
     seen = torch.where(stored, seen.round().clamp(0, 255), seen)
     trust = trusted * (0.5 + 0.5 * random(n, 1, 1, 1))
     filled = fill(seen, mask)
-    base = filled + trust * (seen - filled)
+    guessed = random(n, 1, 1, 1) < GUESSED
+    content = torch.where(guessed, coarse_guess(clean, random(n, 4, 1, 1)), seen)
+    base = filled + trust * (content - filled)
     soft_mask = mask * (1 - trust)
     misjudged = torch.exp(0.2 * (random(n, 1, 1, 1) - 0.5))  # sigma is estimated in use
     packed = pack(base / 255, soft_mask, spread * misjudged * (1 - soft_mask))
     return Sample(packed, clean / 255, mask, spread)
+
+
+def coarse_guess(clean: Tensor, draws: Tensor) -> Tensor:
+    """Blur as a picture of a coarser scale is blurred, and shift the colour a little.
+
+    Args:
+        clean: float, `(N, 3, H, W)`, levels 0-255.
+        draws: float, `(N, 4, 1, 1)`, uniform in 0-1: the scale, and the shift of each channel.
+
+    Returns:
+        float, `(N, 3, H, W)`, levels 0-255.
+    """
+    h, w = clean.shape[2:]
+    guess = clean
+    for i, scale in enumerate(GUESS_SCALES):
+        small = F.avg_pool2d(clean, scale, ceil_mode=True)
+        large = F.interpolate(small, scale_factor=scale, mode="bilinear", align_corners=False)
+        guess = torch.where(draws[:, :1] * len(GUESS_SCALES) >= i, large[:, :, :h, :w], guess)
+    return (guess + GUESS_SHIFT * (2 * draws[:, 1:] - 1)).clamp(0, 255)

@@ -32,7 +32,7 @@ def model_options(command: F) -> F:
             default="tiny",
             show_default=True,
             metavar="NAME|FILE",
-            help="tiny, nano, or an .onnx made by `fastrestore export`.",
+            help="tiny, tiny-sharp, nano, or an .onnx made by `fastrestore export`.",
         ),
     ):
         command = option(command)

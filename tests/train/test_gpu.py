@@ -40,7 +40,13 @@ def test_a_run_trains_and_resumes(tmp_path: Path) -> None:
     for i in range(8):
         pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"{i}.png")
-    common = {"preset": "nano", "data": (str(tmp_path),), "batch": 4, "device": "cuda"}
+    common = {
+        "preset": "nano",
+        "track": "free",
+        "data": (str(tmp_path),),
+        "batch": 4,
+        "device": "cuda",
+    }
     sizes = {"crop": 32, "large_crop": 64, "held_out": 2}
     train(TrainConfig(**common, **sizes, steps=4), tmp_path / "run")  # type: ignore[arg-type]
     run = train(TrainConfig(**common, **sizes, steps=6), tmp_path / "run")  # type: ignore[arg-type]
