@@ -38,17 +38,18 @@ define train
 stage() { \
   $(RUN) -m fastrestore train --preset $(PRESET) --track $(TRACK) $($(TRACK)_DATA) $(1) \
     --slice $$(( (end - $$(date +%s)) / 60 + 1 )) "$$@" $(ARGS); }; \
-stage --recipe psnr --minutes $(MINUTES) --output $(RUNS)/$(PRESET)-$(TRACK)$(2) && \
+$(RUN) -c "from fastrestore.train import perceptual as p; p.find_weights(p.VGG_FILE)" && \
+stage $(3) --recipe psnr --minutes $(MINUTES) --output $(RUNS)/$(PRESET)-$(TRACK)$(2) && \
 stage --recipe sharp --minutes $(SHARP_MINUTES) --from $(RUNS)/$(PRESET)-$(TRACK)$(2) \
   --output $(RUNS)/$(PRESET)-$(TRACK)-sharp$(2)
 endef
 train-cpu: export OMP_NUM_THREADS := 1
 train-cpu: export OMP_WAIT_POLICY := PASSIVE
 train-cpu: venv-dev
-	$(call train,--batch 12 --decay 0.05,)
+	$(call train,--decay 0.05,,--batch 12)
 gpu-train: SLICE := $(or $(SLICE),9)
 gpu-train: venv-dev
-	$(call train,--device cuda --batch 64 --workers 8 --decay 0.05,-gpu)
+	$(call train,--device cuda --workers 8 --decay 0.05 --batch 64,-gpu,)
 ablation: venv-dev
 	@OMP_NUM_THREADS=1 nice -n 10 $(RUN) benchmarks/ablation.py $(ARGS)
 gpu-check: venv-dev

@@ -70,7 +70,7 @@ def main() -> None:
     """Train and test what is missing, then write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="nano")
-    parser.add_argument("--steps", type=int, nargs=2, default=(1500, 500), help="of the stages")
+    parser.add_argument("--steps", type=int, nargs=2, default=(700, 300), help="of the stages")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1))
     parser.add_argument("--runs", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--print", action="store_true", help="train nothing")
@@ -121,7 +121,7 @@ def configure(a: argparse.Namespace, stage: int, variant: Variant, seed: int) ->
     }
     if stage == 2:
         whole = str(a.runs / f"1-full-{seed}")
-        second = {"from_weights": whole, "lr": 5e-4, "muon": 0.5, "d_warm": 200, "noisy": 0.2}
+        second = {"from_weights": whole, "lr": 5e-4, "muon": 0.5, "d_warm": 100, "noisy": 0.2}
         common |= {**RECIPES["sharp"], **second}
     return TrainConfig(**{**common, **variant.changes})
 

@@ -16,6 +16,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -41,7 +42,7 @@ FEW = paper_cases(holes="freeform", ratios=(0.1, 0.2, 0.4))
 GRID = paper_cases(holes="grid", ratios=(0.2,))
 ALL = [c for c in paper_cases() if c.family == "all"]
 OTHERS = [c for c in paper_cases() if c.family in ("rects", "grid", "thin")]
-TWO = paper_cases(holes="freeform", ratios=(0.2, 0.4))
+FF20 = paper_cases(holes="freeform", ratios=(0.2,))
 NOISE = paper_cases(sigmas=(15.0, 25.0, 50.0))
 FLOAT = paper_cases(sigmas=(15.0, 25.0, 50.0), noise="float")
 
@@ -58,25 +59,26 @@ class Part(NamedTuple):
 BLIND = ("", "raw", "mask withheld")
 DENOISERS = ("bilateral", "non_local_means")
 FILL_AND_CLEAN = ("telea", "navier_stokes", "bilateral")
-FREE = ("tiny", "tiny-sharp", "research", "nano")
+MANY = ("tiny", "tiny-sharp", "research", "nano")
 SETS: dict[str, list[Part]] = {
     "celebahq": [
         Part(CURVE, ("research", "research-sharp", "tiny", "tiny-sharp")),
         Part(OTHERS, ("research",)),
-        Part([*TWO, *GRID], ("research",), ("biharmonic", "patchmatch"), BLIND),
+        Part(FF20, ("research",), ("biharmonic", "patchmatch"), BLIND),
+        Part(GRID, ("research",), ("telea", "navier_stokes"), BLIND),
         Part(ALL, ("research", "tiny"), FILL_AND_CLEAN, BLIND),
     ],
     "free_faces": [
-        Part([*FEW, *GRID], FREE),
-        Part(TWO, ("tiny",), ("biharmonic", "patchmatch")),
+        Part([*FEW, *GRID], MANY),
+        Part(FF20, ("tiny",), ("biharmonic", "patchmatch")),
         Part([*GRID, *ALL], ("tiny",), FILL_AND_CLEAN, BLIND),
     ],
     "free_photos": [
-        Part([*FEW, *GRID], FREE),
+        Part([*FEW, *GRID], MANY),
         Part([*GRID, *ALL], ("tiny",), FILL_AND_CLEAN, BLIND),
     ],
     "kodak24": [
-        Part(FEW, FREE),
+        Part(FEW, MANY),
         Part(FLOAT, ("tiny", "nano"), DENOISERS, ("", "sigma told")),
         Part(NOISE, ("tiny",), DENOISERS),
     ],
@@ -154,9 +156,12 @@ def forget(folder: Path, stem: str) -> None:
     at = rows[0].index("method")
     kept = [r for i, r in enumerate(rows) if not i or r[at] != f"fastrestore {stem}"]
     with scores.open("w", newline="") as f:
-        csv.writer(f).writerows(kept)
+        csv.writer(f, lineterminator="\n").writerows(kept)
     known = json.loads(settings.read_text())
-    known["methods"] = {k: v for k, v in known["methods"].items() if f"fastrestore {stem}" not in k}
+    mine = f"fastrestore {stem}"
+    known["methods"] = {
+        k: v for k, v in known["methods"].items() if re.split(r", | \\(", k)[0] != mine
+    }
     settings.write_text(json.dumps(known, indent=1))
 
 

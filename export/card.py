@@ -52,8 +52,7 @@ def _text(spec: ModelSpec, sha256: str, size: int) -> str:
 
 
 def _is_adversarial(spec: ModelSpec) -> bool:
-    stages = spec.training.get("stages", [])
-    return bool(stages and stages[-1]["config"].get("adversarial"))
+    return any(s["config"].get("adversarial") for s in spec.training.get("stages", []))
 
 
 def _purpose(spec: ModelSpec) -> str:

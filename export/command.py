@@ -144,12 +144,15 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
             stages += run.get("stages", [])
             continue
         config = _unusual(run["config"])
-        folders = [entry.partition("=") for entry in config.pop("data")]
+        shares: dict[str, float] = {}
+        for entry in config.pop("data"):
+            name, share = _data_name(entry)
+            shares[name] = shares.get(name, 0.0) + share
         config.pop("from_weights", None)
         config.pop("perceptual_folder", None)
         stages.append(
             {
-                "data": {Path(f).name: float(share or 1) for f, _, share in folders},
+                "data": shares,
                 "steps": run["step"],
                 "crops": run["crops"],
                 "hours": round(run["seconds"] / 3600, 2),
@@ -162,6 +165,16 @@ def summary(record: dict[str, Any]) -> dict[str, Any]:
         alarms = "false_alarms_percent"
         figures = {"held_out_iou": last.get("iou", {}), alarms: last.get(alarms, {})}
     return {"stages": stages, "machine": record.get("machine", ""), **figures}
+
+
+def _data_name(entry: str) -> tuple[str, float]:
+    """Split `PLACE@LIST=WEIGHT` into the place's name, without its path, and the weight."""
+    place, equals, share = entry.rpartition("=")
+    try:
+        weight = float(share) if equals else 1.0
+    except ValueError:  # a place that has the sign in its name
+        place, weight = entry, 1.0
+    return Path((place or entry).partition("@")[0]).name, weight
 
 
 def _unusual(config: dict[str, Any]) -> dict[str, Any]:

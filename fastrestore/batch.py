@@ -15,7 +15,7 @@ import numpy as np
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.clip import Progress, restore_clip
-from fastrestore.detect import Detector, check_threshold
+from fastrestore.detect import AUTO_GROW_PX, Detector, check_threshold
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     WRITTEN,
@@ -127,8 +127,10 @@ class Options:
 
     @property
     def widening(self) -> int:
-        """Widening of the hole, px: the edge of what is found is less sure than a drawn one."""
-        return (2 if self.mask == "auto" else 1) if self.grow_px is None else self.grow_px
+        """Widening of the hole, px."""
+        return (
+            (AUTO_GROW_PX if self.mask == "auto" else 1) if self.grow_px is None else self.grow_px
+        )
 
     @property
     def least(self) -> float:

@@ -22,6 +22,7 @@ from fastrestore.tiles import WIDE_PX, Rect, distance, within
 
 COARSE_PX = 48
 RING_PX = 64
+GRID_PX = 64
 FILL_FRAMES = 1 / 64  # at sigma 0 a state of so many frames and the graph's own fill weigh the same
 
 Run = Callable[[U8, U8, U8], U8]
@@ -77,7 +78,13 @@ def _wide_part(mask: U8, hole: Rect) -> U8 | None:
 
 
 def around(mask: U8) -> Rect:
-    """Return the rectangle of a hole and of as much on each side as it is long."""
+    """Return the rectangle of a hole and of as much on each side as it is long, or a little more.
+
+    It starts on a grid: halved in another phase in each frame, a moving hole would flicker.
+
+    Raises:
+        InputError: There is no hole.
+    """
     from fastrestore.masks import box
 
     hole = box(mask)
@@ -85,7 +92,7 @@ def around(mask: U8) -> Rect:
         raise InputError("mask: has no hole, so nothing lies around it; use one with a hole")
     by = max(s.stop - s.start for s in hole)
     rows, cols = (
-        slice(max(0, s.start - by), min(n, s.stop + by))
+        slice(max(0, s.start - by) // GRID_PX * GRID_PX, min(n, s.stop + by))
         for s, n in zip(hole, mask.shape, strict=True)
     )
     return rows, cols

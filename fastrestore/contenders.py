@@ -9,16 +9,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
+from fastrestore.detect import AUTO_GROW_PX
 from fastrestore.errors import InputError
+from fastrestore.masks import grow
 from fastrestore.protocol import Case, Damaged, NoiseProtocol
 
 if TYPE_CHECKING:
     from fastrestore.backend import Backend
     from fastrestore.detect import Detector
-    from fastrestore.restore import Restorer
+    from fastrestore.restore import Restorer, Sigma
 
 GIVEN, RAW, WITHHELD, TOLD = "", "raw", "mask withheld", "sigma told"  # variants
-DETECTED_GROW_PX = 1  # what `restore` does to a mask; its threshold is the detector's default
+OURS = "fastrestore "  # how names of our models begin
 FAST = ("telea", "navier_stokes", "bilateral", "non_local_means")
 # Not among them, for they take seconds for a picture of 256x256: biharmonic, patchmatch.
 _SPOKEN = {
@@ -104,7 +106,7 @@ def our_contenders(
 
     path = find_model(model)
     restorer = stack.enter_context(Restorer(model, backend=backend, threads=threads))
-    name = f"fastrestore {path.stem}"
+    name = OURS + path.stem
     sha = hashlib.sha256(path.read_bytes()).hexdigest()
     identity = f"{sha} {restorer.backend}"
     found = [
@@ -233,10 +235,11 @@ def _given(restorer: Restorer) -> _Run:
 
 def _withheld(restorer: Restorer, detector: Detector) -> _Run:
     def run(_name: str, case: Case, d: Damaged) -> U8:
-        found = detector.mask(d.image, grow_px=DETECTED_GROW_PX)
-        if found.all():
+        found = detector.mask(d.image)
+        if grow(found, AUTO_GROW_PX).all():
             found[:] = 0  # what `restore` would refuse; the picture stays as it is
-        return restorer(d.image, found, sigma="auto" if case.sigma else 0)
+        noise: Sigma = "auto" if case.sigma else 0
+        return restorer(d.image, found, sigma=noise, grow_px=AUTO_GROW_PX)  # as `restore` does
 
     return run
 

@@ -17,6 +17,8 @@ from fastrestore.tiles import LIMIT_PX, plan, within
 
 SHIPPED = "detector"
 
+AUTO_GROW_PX = 2  # the edge of what is found is less sure than that of a drawn mask
+
 
 class Detector:
     """Finds damage with one loaded model, on the CPU.

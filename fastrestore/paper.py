@@ -13,6 +13,7 @@ from fastrestore.arrays import U8
 from fastrestore.atomic import label, write_file
 from fastrestore.contenders import (
     GIVEN,
+    OURS,
     RAW,
     TOLD,
     WITHHELD,
@@ -175,7 +176,6 @@ def run_protocol(
     with ExitStack() as stack:
         contenders, notes = _open(stack, pictures, cases, entries)
         ours = next(c.method for c in contenders if c.method != "input")
-        models = list(dict.fromkeys(c.method for c in contenders))[1 : 1 + len(entries.models)]
         distance, lpips = open_lpips(entries.threads)
         if distance is None:
             notes.append(lpips)
@@ -190,9 +190,14 @@ def run_protocol(
             settings, lines = ledger.settings, ledger.lines
         results, left_out = summarise_cases(lines, settings["cases"], len(pictures), ours)
         notes += left_out
+        # An earlier run into this folder may have measured more of ours.
+        models = list(dict.fromkeys(r.method for r in results if r.method.startswith(OURS)))
         about = _about(pictures, settings, environment)
         notes += _draw_curve(folder, results, models, len(pictures))
-        _draw_sheets(folder, pictures, cases, contenders, lines, ours)
+        if any(c.family == "freeform" for c in cases) or not any(
+            c["family"] == "freeform" for c in settings["cases"].values()
+        ):
+            _draw_sheets(folder, pictures, cases, contenders, lines, ours)
     text = markdown_report(results, ours=ours, models=models, about=about, notes=notes)
     write_file(folder / "report.md", text.encode())
     report = _report(results, ours, notes, settings, environment)

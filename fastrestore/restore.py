@@ -185,8 +185,9 @@ class Restorer:
         hole = np.zeros((h, w), np.uint8) if mask is None else mask
         before = np.zeros((h, w, 4), np.uint8) if past is None else past
         # What the past knows of a hole is worth more than a guess from far away.
-        wide = None if mask is None else wide_holes(mask & (before[..., 3] == 0), self.spec.halo)
-        narrow = mask if mask is None or wide is None else mask & (1 - wide)
+        unseen = hole if past is None else hole & (past[..., 3] == 0)
+        wide = wide_holes(unseen, self.spec.halo)
+        narrow = mask if wide is None else hole & (1 - wide)
         restored = image.copy()
         for r in self._plan(image, narrow, sigma):
             out, new = self._run(image, hole, before, sigma, r)

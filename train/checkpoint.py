@@ -22,7 +22,7 @@ def save(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
     Args:
         folder: Run folder, made if absent.
         tensors: Everything that is a tensor, by name.
-        record: JSON values: config, step, history, states of random generators.
+        record: JSON values: config, step, history.
 
     Raises:
         OutputError: The folder cannot be written or the disk is full.

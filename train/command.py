@@ -92,6 +92,7 @@ def command(
     given = {k: v for k, v in values.items() if ctx.get_parameter_source(k) is not source}
     config = TrainConfig.of(recipe, {**given, "data": tuple(values["data"])})
     if model:  # before an hour of training, not after it
+        need("fastrestore.export.export", "export")
         need("fastrestore.export.command", "export").check_target(Path(model))
     stop = threading.Event()
     over = threading.Timer(60 * slice_minutes, stop.set) if slice_minutes else None
@@ -167,12 +168,14 @@ def _patience(stop: threading.Event) -> Iterator[threading.Event]:
     interrupted = threading.Event()
 
     def interrupt(*_: object) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         interrupted.set()
         stop.set()
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -84,7 +84,11 @@ class Pictures:
             with open_source(entry) as source:
                 found = memory.read(source, smallest, skipped)
             if len(found) <= 2 * quota:
-                raise InputError(f"{entry}: {len(found)} usable pictures, too few to train on")
+                why = f" ({skipped[-1]})" if skipped else ""
+                raise InputError(
+                    f"{entry}: {len(found)} usable pictures, too few to train on: more than "
+                    f"{2 * quota} are needed; add some or lower --held-out{why}"
+                )
             back = {round((i + 0.5) * len(found) / quota) for i in range(quota)}
             kept += [p for i, p in enumerate(found) if i in back]
             rest = [p for i, p in enumerate(found) if i not in back]

@@ -56,7 +56,7 @@ def edge(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
 
 
 def log_mse(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
-    """`mean over samples of log(sum(w d^2) / sum(w))`: minus the PSNR in nepers, per sample.
+    """`mean over samples of log(sum(w d^2) / sum(w))`: PSNR times -ln(10) / 10, per sample.
 
     Every sample weighs the same, whether its error is large or small; L1 and L2 are ruled by
     the samples with the largest holes.

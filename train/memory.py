@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -59,7 +60,8 @@ class Memory:
 
     def __init__(self, limit_gib: float = 0) -> None:
         """Set the limit for decoded pictures; 0 = half of the free memory."""
-        self.limit = int((limit_gib or free_gib() / 2) * 2**30)
+        beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # set by torchrun
+        self.limit = int((limit_gib or free_gib() / 2 / beside) * 2**30)
         self.used = 0
         self.is_full = False
         self._all: list[Held] = []

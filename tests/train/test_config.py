@@ -11,7 +11,7 @@ import pytest
 from fastrestore.errors import InputError
 from fastrestore.train.config import CHOICES, RECIPES, TrainConfig
 
-BASE = TrainConfig(track="free", data=("a", "b=0.5"), steps=100, adversarial=1.0)
+BASE = TrainConfig(track="free", data=("a", "b=0.5"), steps=900, adversarial=1.0)
 # A second valid value for every field.
 OTHER: dict[str, Any] = {
     "preset": "nano",
@@ -19,7 +19,7 @@ OTHER: dict[str, Any] = {
     "task": "detector",
     "data": ("a", "b=0.6"),
     "minutes": 30.0,
-    "steps": 200,
+    "steps": 1000,
     "batch": 4,
     "crop": 64,
     "large_crop": 512,
@@ -66,6 +66,8 @@ MAY_DIFFER = {"minutes", "steps", "threads", "workers", "validate_every"}
 def changed(name: str) -> TrainConfig:
     if name == "minutes":
         return replace(BASE, minutes=OTHER["minutes"], steps=0)
+    if name == "task":
+        return replace(BASE, task=OTHER["task"], adversarial=0.0)
     return replace(BASE, **{name: OTHER[name]})
 
 
@@ -182,7 +184,7 @@ def test_values_of_another_type_are_refused(changes: dict[str, Any]) -> None:
     assert "\n" not in str(e.value)
 
 
-GIVEN: dict[str, Any] = {"track": "free", "data": ("a",), "steps": 9}
+GIVEN: dict[str, Any] = {"track": "free", "data": ("a",), "steps": 900, "from_weights": "tiny"}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -227,9 +229,30 @@ def test_recipe_does_not_excuse_what_cannot_be_trained() -> None:
 def test_choices_are_those_that_are_accepted() -> None:
     for name, values in CHOICES.items():
         for value in values:
-            assert getattr(replace(BASE, **{name: value}), name) == value
+            plain = replace(BASE, adversarial=0.0)
+            assert getattr(replace(plain, **{name: value}), name) == value
 
 
 def test_checkpoint_of_before_a_field_is_read_with_its_default() -> None:
     old = {"track": "free", "data": ["a"], "steps": 5, "lr": 1e-3}
     assert TrainConfig.from_json(old) == TrainConfig(track="free", data=("a",), steps=5, lr=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["tune", "paper", "sharp"])
+def test_later_stages_need_weights_to_go_on_from(recipe: str) -> None:
+    with pytest.raises(InputError, match="give --from"):
+        TrainConfig.of(recipe, {**GIVEN, "from_weights": ""})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"adversarial": 1.0}, {"perceptual": 1.0}, {"ablate": "no-sobel"}]
+)
+def test_detector_takes_nothing_that_does_nothing(changes: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="leave them away"):
+        TrainConfig(track="free", data=("a",), steps=9, task="detector", **changes)
+
+
+def test_run_that_only_warms_the_discriminator_is_refused() -> None:
+    with pytest.raises(InputError, match="d-warm 500"):
+        replace(BASE, steps=500)
+    assert replace(BASE, steps=501).steps == 501
