@@ -143,7 +143,7 @@ def measure(
         columns = scores[kind] = {m: [] for m in METRICS}
         for case in some:
             out = validate.restore(run.ema, case)  # type: ignore[arg-type]
-            pair = [torch.from_numpy(x).permute(2, 0, 1)[None] / 255 for x in (out, case.clean)]
+            pair = [torch.tensor(x).permute(2, 0, 1)[None] / 255 for x in (out, case.clean)]
             columns["psnr"].append(round(psnr(out, case.clean), 4))
             columns["ssim"].append(round(ssim(out, case.clean), 5))
             columns["lpips"].append(round(float(judge(*pair)), 5))

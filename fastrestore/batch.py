@@ -15,7 +15,7 @@ import numpy as np
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.clip import Progress, restore_clip
-from fastrestore.detect import AUTO_GROW_PX, Detector, check_threshold
+from fastrestore.detect import Detector, check_threshold
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     WRITTEN,
@@ -32,6 +32,8 @@ from fastrestore.video_probe import is_video
 from fastrestore.video_write import OUTPUT_SUFFIXES
 
 LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".avif"})
+
+GROW_PX = 1  # against halos
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,7 @@ class Options:
         tolerance: Largest difference from that colour, 0-255 in any channel.
         invert: Black = repair in mask files.
         threshold: Least probability of damage with `auto`, 0 to 1; None = 0.5.
-        grow_px: Widening of the hole; None = 1, with `auto` 2.
+        grow_px: Widening of the hole.
         sigma: Noise to remove; see `Restorer`.
         max_pixels: Largest picture or frame.
         quality: Of lossy pictures, 1-100.
@@ -104,7 +106,7 @@ class Options:
     tolerance: int = 0
     invert: bool = False
     threshold: float | None = None
-    grow_px: int | None = None
+    grow_px: int = GROW_PX
     sigma: Sigma = None
     max_pixels: int = 100_000_000
     quality: int = 95
@@ -124,13 +126,6 @@ class Options:
             raise InputError(f"{label(str(self.mask))}: no such mask file or folder")
         if self.mask_colour:
             parse_colour(self.mask_colour)
-
-    @property
-    def widening(self) -> int:
-        """Widening of the hole, px."""
-        return (
-            (AUTO_GROW_PX if self.mask == "auto" else 1) if self.grow_px is None else self.grow_px
-        )
 
     @property
     def least(self) -> float:
@@ -359,7 +354,7 @@ def restore_picture(
     keep_mask(job.mask_target, mask)
     check_mask(job.source, mask, options)
     notes = mask_notes(mask, options)
-    restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.widening)
+    restored = restorer(picture.rgb, mask, sigma=options.sigma, grow_px=options.grow_px)
     if options.sigma == "auto" or (options.sigma is None and mask is None):
         found = f"sigma {restorer.sigma:.1f}" if restorer.sigma else "none, nothing is removed"
         notes.append(f"noise: {found}")

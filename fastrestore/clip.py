@@ -63,7 +63,7 @@ def restore_clip(
 
     def step(frame: U8) -> U8:
         hole = mask if masks is None else masks(frame)
-        restored = restorer.frame(frame, hole, sigma=options.sigma, grow_px=options.widening)
+        restored = restorer.frame(frame, hole, sigma=options.sigma, grow_px=options.grow_px)
         found.append(restorer.sigma)
         return restored
 
@@ -92,4 +92,4 @@ def _changed(
         return None
     if masks is not None:
         return lambda: masks.grown
-    return None if mask is None else grow(mask, options.widening)
+    return None if mask is None else grow(mask, options.grow_px)

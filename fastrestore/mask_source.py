@@ -79,7 +79,7 @@ def check_mask(source: Path, mask: U8 | None, options: Options) -> None:
     Raises:
         InputError: All of the picture is a hole.
     """
-    if mask is None or not grow(mask, options.widening).all():
+    if mask is None or not grow(mask, options.grow_px).all():
         return
     if options.mask == "auto":
         raise InputError(
@@ -139,7 +139,7 @@ class FrameMasks:
         clip.
         """
         mask = self._detector.mask(frame, self._options.least)
-        self.grown = grow(mask, self._options.widening)
+        self.grown = grow(mask, self._options.grow_px)
         self._frames += 1
         self._damaged += bool(mask.any())
         if self.grown.all():

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 )
 @click.option("--invert-mask", is_flag=True, help="Black = repair.")
 @click.option(
-    "--grow", type=click.IntRange(0, 64), help="Widen holes, px.  [1; with --mask auto 2]"
+    "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
 )
 @click.option(
     "--threshold",
@@ -81,7 +81,7 @@ def command(
     mask_color: str | None,
     tolerance: int,
     invert_mask: bool,
-    grow: int | None,
+    grow: int,
     threshold: float | None,
     detector: str | None,
     mask_out: str | None,

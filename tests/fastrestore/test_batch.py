@@ -346,27 +346,27 @@ def test_what_is_found_is_repaired_and_nothing_else(tmp_path: Path, detector: De
     assert np.unique(read_picture(tmp_path / "m.png").rgb).tolist() == [0, 255]
 
 
-def test_found_damage_is_widened_by_two_unless_told_otherwise(
-    tmp_path: Path, detector: Detector
-) -> None:
+def test_holes_are_widened_by_one_unless_told_otherwise(tmp_path: Path, detector: Detector) -> None:
     save(tmp_path / "a.png", spotted())
     save_mask(tmp_path / "m.png")
     for i, (mask, given, used) in enumerate(
-        [("auto", None, 2), ("auto", 1, 1), ("m.png", None, 1), ("m.png", 5, 5)]
+        [("auto", None, 1), ("auto", 3, 3), ("m.png", None, 1), ("m.png", 5, 5)]
     ):
         path = mask if mask == "auto" else str(tmp_path / mask)
         restorer: Any = Inverter()
         job = Job(tmp_path / "a.png", tmp_path / f"{i}.png")
-        run(job, restorer, Options(mask=path, grow_px=given), None, detector)
+        options = Options(mask=path) if given is None else Options(mask=path, grow_px=given)
+        run(job, restorer, options, None, detector)
         assert restorer.calls[0]["grow_px"] == used
         assert restorer.calls[0]["sigma"] is None
 
 
 def test_the_threshold_reaches_the_detector(tmp_path: Path, detector: Detector) -> None:
     image = spotted()
-    image[SPOT] = (255, 8, 255)  # of probability 0.37
+    image[SPOT] = (255, 8, 255)  # of probability 0.37, but for one pixel
+    image[SPOT[0].start, SPOT[1].start] = (255, 0, 255)
     save(tmp_path / "a.png", image)
-    for threshold, found in ((None, 0), (0.5, 0), (0.3, 55)):
+    for threshold, found in ((None, 1), (0.5, 1), (0.3, 55)):
         restorer: Any = Inverter()
         job = Job(tmp_path / "a.png", tmp_path / f"{threshold}.png")
         run(job, restorer, Options(mask="auto", threshold=threshold), None, detector)
@@ -508,7 +508,7 @@ def test_what_may_change_in_a_clip_is_each_frames_grown_mask(
     run(job, Eager(), Options(mask="auto", codec="ffv1"), None, detector)
     before, after = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
     for old, new, hole in zip(before, after, MOVING, strict=True):
-        allowed = grow(np.zeros((H, W), np.uint8) if hole is None else mask_of(hole), 2)
+        allowed = grow(np.zeros((H, W), np.uint8) if hole is None else mask_of(hole), 1)
         changed = (old != new).any(2)
         assert not changed[allowed == 0].any()
         assert hole is None or changed[allowed > 0].mean() > 0.9

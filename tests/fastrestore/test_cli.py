@@ -366,7 +366,7 @@ def test_damage_is_found_and_repaired(here: Path, fr: Call, magenta_detector: Pa
     before, after = (np.abs(p - clean)[HOLE > 0].mean() for p in (spotted(), out))
     assert after < before / 4
     # What was written is the mask as it was found: used again, it gives the same picture.
-    again = fr("restore", "a.png", "-o", "c.png", "--mask", "found.png", "--grow", "2", *ORT)
+    again = fr("restore", "a.png", "-o", "c.png", "--mask", "found.png", *ORT)
     assert again.code == 0, again.err
     assert np.array_equal(read_picture(here / "c.png").rgb, out)
 
