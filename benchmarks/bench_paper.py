@@ -43,7 +43,6 @@ GRID = paper_cases(holes="grid", ratios=(0.2,))
 ALL = [c for c in paper_cases() if c.family == "all"]
 OTHERS = [c for c in paper_cases() if c.family in ("rects", "grid", "thin")]
 FF20 = paper_cases(holes="freeform", ratios=(0.2,))
-NOISE = paper_cases(sigmas=(15.0, 25.0, 50.0))
 FLOAT = paper_cases(sigmas=(15.0, 25.0, 50.0), noise="float")
 
 
@@ -80,7 +79,6 @@ SETS: dict[str, list[Part]] = {
     "kodak24": [
         Part(FEW, MANY),
         Part(FLOAT, ("tiny", "nano"), DENOISERS, ("", "sigma told")),
-        Part(NOISE, ("tiny",), DENOISERS),
     ],
 }
 

@@ -36,7 +36,7 @@ class Discriminator(nn.Module):
     without this the discriminator learned nothing in 2,000 crops.
 
     Four 4x4 convolutions of stride 2 (widths w, 2w, 4w, 8w; LeakyReLU 0.2), then a 3x3 for the
-    patch logits, each of which sees 78 px, and the mean over the picture with a linear layer for
+    patch logits, each of which sees 80 px, and the mean over the picture with a linear layer for
     the paper's single logit. Kernel 4 is a multiple of the stride: every pixel counts alike, and
     gradients show no lattice. Nothing is normalised by batch statistics, so that a sample's
     verdict does not depend on its neighbours. Spectral norm bounds the four; the two heads are

@@ -238,7 +238,9 @@ def test_a_detector_is_trained_by_the_same_loop(make_config: MakeConfig, tmp_pat
 
 
 def test_rate_warms_up_and_falls_by_a_cosine(make_config: MakeConfig) -> None:
-    config = make_config(steps=100, lr=0.01, muon=2.0, warm_up=0.1, adversarial=1.0, d_lr=0.02)
+    config = make_config(
+        steps=100, lr=0.01, muon=2.0, warm_up=0.1, adversarial=1.0, d_lr=0.02, d_warm=1
+    )
     _, run = begin(config)
     assert run.adversary is not None
     rates = []

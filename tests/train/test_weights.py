@@ -13,14 +13,14 @@ from torch import Tensor
 
 from fastrestore.errors import InputError, ModelError
 from fastrestore.presets import IN_CHANNELS, PRESETS
-from fastrestore.train import checkpoint, weights
+from fastrestore.train import checkpoint, loop, weights
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.detection import Detection
 from fastrestore.train.generator import Generator
 from fastrestore.train.layers import EdgeConv
 from fastrestore.train.loop import train
 from fastrestore.train.restoration import Restoration
-from fastrestore.train.run import save, start
+from fastrestore.train.run import Run, save, start
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -105,13 +105,19 @@ def test_resumed_run_does_not_take_them_again(
 
 
 def test_stage_2_starts_from_stage_1(
-    make_config: MakeConfig, stage2: MakeConfig, first: Path, tmp_path: Path
+    stage2: MakeConfig, first: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the discriminator warms up, the generator stays what it was."""
-    tensors, _ = checkpoint.load(first)
-    run = train(stage2(from_weights=str(first), steps=2, d_warm=2), tmp_path / "second")
-    assert same(run.net.state_dict(), checkpoint.part_of(tensors, "ema"))
-    assert same(run.ema.state_dict(), checkpoint.part_of(tensors, "ema"))
+    before = checkpoint.part_of(checkpoint.load(first)[0], "ema")
+    unchanged = []
+
+    def watch(run: Run, folder: Path) -> None:
+        unchanged.append([same(n.state_dict(), before) for n in (run.net, run.ema)])
+
+    monkeypatch.setattr(loop, "save", watch)
+    monkeypatch.setattr(loop, "SAVE_EVERY_S", -1.0)
+    train(stage2(from_weights=str(first), steps=3, d_warm=2), tmp_path / "second")
+    assert unchanged == [[True, True], [True, True], [False, False]]
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "model"])
