@@ -158,7 +158,7 @@ def forget(folder: Path, stem: str) -> None:
     known = json.loads(settings.read_text())
     mine = f"fastrestore {stem}"
     known["methods"] = {
-        k: v for k, v in known["methods"].items() if re.split(r", | \\(", k)[0] != mine
+        k: v for k, v in known["methods"].items() if re.split(r", | \(", k)[0] != mine
     }
     settings.write_text(json.dumps(known, indent=1))
 
