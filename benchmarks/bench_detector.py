@@ -21,7 +21,7 @@ import numpy as np
 from fastrestore.batch import GROW_PX
 from fastrestore.damage import KINDS, draw_damage
 from fastrestore.degrade import make_mask, punch, seed_for
-from fastrestore.detect import Detector
+from fastrestore.detect import Detector, damage_mask
 from fastrestore.environment import describe
 from fastrestore.images import read_picture
 from fastrestore.masks import grow
@@ -44,14 +44,14 @@ def main() -> None:
     with Detector(a.model, threads=1) as detector, Restorer("tiny", threads=1) as restorer:
         clean = [detector.probability(rgb) for _, rgb in pictures]
         for t in THRESHOLDS:
-            share = float(np.mean([(p >= 255 * t).mean() for p in clean]))
+            share = float(np.mean([damage_mask(p, t).mean() for p in clean]))
             found.setdefault("false_alarms_percent", {})[str(t)] = round(100 * share, 4)
         for kind in KINDS:
             counts = []
             for name, rgb in pictures:
                 damaged, mask = draw_damage(rgb, seed_for(name + kind, 0.1), [kind])
                 p = detector.probability(damaged)
-                counts.append([_counts(p >= 255 * t, mask > 0) for t in THRESHOLDS])
+                counts.append([_counts(damage_mask(p, t) > 0, mask > 0) for t in THRESHOLDS])
             table = np.array(counts, np.float64)  # picture, threshold, (both, either)
             pooled = table.sum(0)
             mean = (table[..., 0] / np.maximum(table[..., 1], 1)).mean(0)

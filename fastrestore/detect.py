@@ -95,8 +95,7 @@ class Detector:
 
         Args:
             image: uint8 RGB, `(H, W, 3)`, of any size.
-            threshold: Least probability that counts as damage, 0 to 1, in places that reach
-                `CERTAIN` somewhere (8 Kodak pictures: 0.34 % false alarms in place of 0.42).
+            threshold: As for `damage_mask`.
 
         Returns:
             uint8 `(H, W)`, 1 = damage.
@@ -104,16 +103,7 @@ class Detector:
         Raises:
             InputError: Wrong shape or dtype, threshold out of range.
         """
-        import cv2
-
-        check_threshold(threshold)
-        likely = self.probability(image)
-        count, places = cv2.connectedComponents((likely >= 255 * threshold).astype(np.uint8))
-        found = np.zeros(count, np.uint8)
-        found[np.unique(places[likely >= 255 * max(threshold, CERTAIN)])] = 1
-        found[0] = 0  # what is not likely
-        mask: U8 = found[places]
-        return mask
+        return damage_mask(self.probability(image), threshold)
 
     def _run(self, image: U8) -> U8:
         """Repeat the edges up to what the model takes, run, and cut them off again.
@@ -126,6 +116,32 @@ class Detector:
         feeds = {"frame": np.ascontiguousarray(frame)}
         (damage,) = run_session(self._session, self.spec.name, ["damage"], feeds)
         return damage[0, :h, :w, 0]
+
+
+def damage_mask(likely: U8, threshold: float) -> U8:
+    """Decide what is damage: connected places that are likely throughout and certain somewhere.
+
+    Args:
+        likely: uint8 `(H, W)`, probability in 255ths.
+        threshold: Least probability of every pixel, 0 to 1; one of them reaches `CERTAIN`, too
+            (8 Kodak pictures: 0.34 % false alarms in place of 0.42).
+
+    Returns:
+        uint8 `(H, W)`, 1 = damage.
+
+    Raises:
+        InputError: Threshold out of range.
+    """
+    import cv2
+
+    check_threshold(threshold)
+    count, places = cv2.connectedComponents((likely >= 255 * threshold).astype(np.uint8))
+    found = np.zeros(count, np.uint8)
+    found[np.unique(places[likely >= 255 * max(threshold, CERTAIN)])] = 1
+    if threshold > 0:
+        found[0] = 0  # what is not likely
+    mask: U8 = found[places]
+    return mask
 
 
 def check_threshold(threshold: float) -> None:
