@@ -202,8 +202,8 @@ class Restorer:
 
     def _run_scale(self, image: U8, mask: U8, state: U8) -> U8:
         """Fill holes on one scale, free of noise; see `coarse.Run`."""
-        filled = image.copy()
-        for r in plan(*mask.shape, mask, self.spec, self._limit_px):
+        (h, w), filled = mask.shape, image.copy()
+        for r in plan(h, w, mask, self.spec, self._limit_px):
             filled[r.kept], _ = self._run(image, mask, state, 0.0, r)
         return filled
 
