@@ -122,18 +122,22 @@ def export_run(
     )
 
 
-def check_target(target: Path, overwrite: bool = False) -> None:
-    """Refuse a name that is no model's, or one that is taken.
+def check_target(target: Path, overwrite: bool = False, mend: str = "use --overwrite") -> None:
+    """Refuse a name that is no model's, or a place where none can be written.
 
     Raises:
         InputError: It does not end in .onnx.
-        OutputError: The file or its card exists.
+        OutputError: The file or its card exists, or its folder does not.
     """
     if target.suffix != ".onnx":
         raise InputError(f"{target}: the name must end in .onnx")
+    if not target.parent.is_dir():
+        raise OutputError(f"{target.parent}: no such folder; make it")
     for path in (target, target.with_suffix(".md")):
+        if path.is_dir():
+            raise OutputError(f"{path}: is a folder; choose another name")
         if path.exists() and not overwrite:
-            raise OutputError(f"{path}: exists; use --overwrite")
+            raise OutputError(f"{path}: exists; {mend}")
 
 
 def summary(record: dict[str, Any]) -> dict[str, Any]:

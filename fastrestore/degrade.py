@@ -25,7 +25,9 @@ TOLERANCE = 0.01  # of the achieved hole ratio; `grid` is exact to one cell, `ce
 
 def seed_for(name: str, ratio: float) -> np.random.Generator:
     """Return the generator of one picture's damage: crc32 of the name, xor the ratio in percent."""
-    return np.random.default_rng(zlib.crc32(name.encode()) ^ round(100 * ratio))
+    return np.random.default_rng(
+        zlib.crc32(name.encode(errors="surrogateescape")) ^ round(100 * ratio)
+    )
 
 
 def make_mask(

@@ -11,6 +11,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -69,8 +70,9 @@ class Ledger:
     def __exit__(
         self, kind: type[BaseException] | None, e: BaseException | None, tb: TracebackType | None
     ) -> None:
-        """Close."""
-        self._file.close()
+        """Close; what could not be written has been said by `add`."""
+        with suppress(OSError):
+            self._file.close()
 
     def has(self, key: tuple[str, str, str, str]) -> bool:
         """Tell whether a line is there."""

@@ -352,5 +352,7 @@ def _draw_sheets(
                     below = "" if reached is None else f"hole {reached:.1f} dB"
                     cells[c.title] = Cell(c.run(line.picture, case, damaged), below)
                 cells["truth"] = Cell(damaged.clean)
-                rows.append((f"{line.picture}, {case.label}: our {which} by hole PSNR", cells))
+                rows.append(
+                    (f"{label(line.picture)}, {case.label}: our {which} by hole PSNR", cells)
+                )
         write_file(folder / f"sheet-{which}.png", draw([*columns, "truth"], rows))

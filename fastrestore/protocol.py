@@ -122,7 +122,7 @@ class Case:
 
     def mask_file(self, name: str) -> MaskFile:
         """Return the given mask that belongs to a picture's name."""
-        return self.files[zlib.crc32(name.encode()) % len(self.files)]
+        return self.files[zlib.crc32(name.encode(errors="surrogateescape")) % len(self.files)]
 
     def damage(self, name: str, clean: U8) -> Damaged:
         """Damage a picture; its name and the case decide every byte.
@@ -262,4 +262,4 @@ def digest(array: U8 | F32) -> str:
 def digest_all(parts: Mapping[str, str]) -> str:
     """Return one sha256 for named ones, in the order of the names."""
     text = "\n".join(f"{name} {parts[name]}" for name in sorted(parts))
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()

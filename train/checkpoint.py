@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ def save(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
     Raises:
         OutputError: The folder cannot be written or the disk is full.
     """
-    part = folder / f"{NAME}.part"
+    part = folder / f".{NAME}.{secrets.token_hex(4)}.part"  # two runs must not share it
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # safetensors refuses other layouts
@@ -37,9 +39,10 @@ def save(folder: Path, tensors: dict[str, Tensor], record: dict[str, Any]) -> No
             os.fsync(f.fileno())  # or a power cut could leave an empty file of the right name
         os.replace(part, folder / NAME)
     except (OSError, SafetensorError) as e:
-        if part.is_file():
-            part.unlink()
         raise OutputError(f"{folder / NAME}: cannot be written ({e}); free some space") from e
+    finally:  # an interrupt, too, leaves nothing
+        with suppress(OSError):
+            part.unlink()
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import click
 
-from fastrestore.errors import need
+from fastrestore.errors import InputError, need
 from fastrestore.train.config import CHOICES, RECIPES, TrainConfig
 
 _REQUIRED = {"data", "track"}
@@ -64,7 +65,7 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.option(
     "--slice",
     "slice_minutes",
-    type=click.FloatRange(0, min_open=True),
+    type=click.FloatRange(0, 1e6, min_open=True),
     metavar="MINUTES",
     help="Stop after this long; the same command goes on.  [run to the end]",
 )
@@ -93,7 +94,11 @@ def command(
     config = TrainConfig.of(recipe, {**given, "data": tuple(values["data"])})
     if model:  # before an hour of training, not after it
         need("fastrestore.export.export", "export")
-        need("fastrestore.export.command", "export").check_target(Path(model))
+        need("fastrestore.export.command", "export").check_target(
+            Path(model), mend="choose another"
+        )
+        if config.ablate:
+            raise InputError(f"{model}: an ablation cannot be exported; leave --export away")
     stop = threading.Event()
     over = threading.Timer(60 * slice_minutes, stop.set) if slice_minutes else None
     with _progress() as show, _patience(stop) as interrupted:
@@ -126,19 +131,25 @@ def command(
 
 
 def _say_figures(config: TrainConfig, history: list[dict[str, Any]]) -> bool:
-    """Print the held-out figures; return False where a tuned model became worse in PSNR.
+    """Print the held-out figures; return False where tuning made a model worse.
 
     Stage 2 gives PSNR away on purpose and is never called worse.
     """
-    last = history[-1]
+    before, last = history[0], history[-1]
     keys = [k for k in ("psnr", "iou", "false_alarms_percent") if k in last]
     click.echo(f"held out: { {k: last[k] for k in keys} }", err=True)
-    before = history[0]
-    if before["step"] or "psnr" not in last:
+    if before["step"]:  # from scratch: there is no before
         return True
-    click.echo(f"before: {before['psnr']}, on {config.held_out} held-out pictures", err=True)
-    means = [sum(row["psnr"].values()) / len(row["psnr"]) for row in (before, last)]
-    return config.adversarial > 0 or means[1] > means[0]
+    shown = {k: before[k] for k in keys}
+    click.echo(f"before: {shown}, on {config.held_out} held-out pictures", err=True)
+    return config.adversarial > 0 or _merit(last) > _merit(before)
+
+
+def _merit(row: dict[str, Any]) -> float:
+    """Mean PSNR in dB; of a detector mean overlap less the share of false alarms."""
+    if "psnr" in row:
+        return fmean(row["psnr"].values())
+    return fmean(row["iou"].values()) - fmean(row["false_alarms_percent"].values()) / 100
 
 
 @contextmanager

@@ -230,6 +230,8 @@ class TrainConfig:
             raise InputError(f"crop {self.crop}: must not be above large-crop {self.large_crop}")
         if not self.l1 + self.edge + self.log_mse:
             raise InputError("give at least one of l1, edge or log-mse a weight above zero")
+        if self.adversarial and (self.crop % 16 or self.large_crop % 16):
+            raise InputError("crop: with a discriminator it must be a multiple of 16 px")
         if self.task == "detector" and (self.adversarial or self.perceptual or self.ablate):
             raise InputError(
                 "detector: adversarial, perceptual and ablate do nothing; leave them away"

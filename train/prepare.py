@@ -22,7 +22,7 @@ import click
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.errors import FastRestoreError, InputError, OutputError
-from fastrestore.train.sources import FORMAT, MANIFEST, SCHEMA, Source, open_source
+from fastrestore.train.sources import FORMAT, MANIFEST, SCHEMA, Source, open_source, split_weight
 
 _WEBP_SIDE = 16383  # px, the most that WebP holds
 CROPS = ("none", "center")
@@ -223,6 +223,9 @@ def command(
         raise OutputError(f"{label(output)}: is a folder; name a file in it")
     if target.exists() and not overwrite:
         raise OutputError(f"{label(output)}: exists; use --overwrite")
+    places = (split_weight(source)[0].rpartition("@")[0] or source for source in sources)
+    if os.path.realpath(output) in {os.path.realpath(place) for place in places}:
+        raise InputError(f"{label(output)}: would replace its own source; choose another -o")
     with progress_bar(quiet) as bar:
         task = bar.add_task("prepare", figures="")
 

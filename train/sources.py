@@ -169,7 +169,11 @@ def _folder(path: Path) -> Source:
         _check_length(str(file), file.stat().st_size)
         return file.read_bytes()
 
-    names = [p.relative_to(path).as_posix() for p in path.rglob("*") if is_picture(p)]
+    names = [
+        p.relative_to(path).as_posix()
+        for p in path.rglob("*")
+        if is_picture(p) and (p.is_file() or not p.exists())
+    ]
     return Source(str(path), _in_order(names), fetch)
 
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from fastrestore.errors import InputError, OutputError
+from fastrestore.train import command as train_command
 from fastrestore.train.command import command
 from fastrestore.train.config import RECIPES, TrainConfig
 
@@ -161,13 +162,22 @@ def test_options_of_another_name_reach_the_config(calls: Calls) -> None:
     assert calls.config.ablate == "no-sobel"
 
 
+def test_tuned_detector_is_judged_by_overlap_and_false_alarms() -> None:
+    before = {"step": 0, "iou": {"a": 0.5, "b": 0.7}, "false_alarms_percent": {"clean": 1.0}}
+    worse = {**before, "step": 9, "false_alarms_percent": {"clean": 90.0}}
+    better = {**worse, "iou": {"a": 0.9, "b": 0.7}, "false_alarms_percent": {"clean": 0.5}}
+    config = TrainConfig(track="free", data=("a",), steps=1, task="detector")
+    assert not train_command._say_figures(config, [before, worse])
+    assert train_command._say_figures(config, [before, better])
+
+
 def test_figures_are_told(calls: Calls, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("--from", "tiny") == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert "o: 9 steps, 72 crops, 1.5 min" in err
     assert "held out: {'psnr': {'a': 31.0, 'b': 20.5}}" in err
-    assert "before: {'a': 30.0, 'b': 20.0}, on 24 held-out pictures" in err
+    assert "before: {'psnr': {'a': 30.0, 'b': 20.0}}, on 24 held-out pictures" in err
     calls.history = [{"step": 9, "iou": {"lines": 0.5}, "false_alarms_percent": {"a": 0.1}}]
     assert run_command("--task", "detector") == 0
     err = capsys.readouterr().err
