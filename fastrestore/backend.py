@@ -76,7 +76,7 @@ def find_model(model: str | Path) -> Path:
     Raises:
         ModelError: Neither a shipped name nor a file.
     """
-    shipped = {p.stem: p for p in sorted(weights_folder().glob("*.onnx"))}
+    shipped = {p.stem: p for p in sorted(weights_folder().glob("*.onnx"), key=lambda p: p.stem)}
     if str(model) in shipped:
         return shipped[str(model)]
     path = Path(model)

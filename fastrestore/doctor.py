@@ -251,7 +251,7 @@ def _backends() -> Iterator[Check]:
 def _models() -> Iterator[Check]:
     """Check every shipped model: readable, the file its card describes, and alive."""
     folder = weights_folder()
-    models = sorted(folder.glob("*.onnx"))
+    models = sorted(folder.glob("*.onnx"), key=lambda p: p.stem)
     if not models:
         yield Check("models", "fail", "none shipped", "reinstall fastrestore, or use --model FILE")
     for path in models:

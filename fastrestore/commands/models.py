@@ -49,7 +49,7 @@ def _shipped() -> list[dict[str, Any]]:
     from fastrestore.spec import read_spec
 
     out = []
-    for path in sorted(weights_folder().glob("*.onnx")):
+    for path in sorted(weights_folder().glob("*.onnx"), key=lambda p: p.stem):
         data = path.read_bytes()
         spec = read_spec(data, path.name)
         out.append(
