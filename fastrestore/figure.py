@@ -23,7 +23,7 @@ TITLES = {
     "files": "given masks",
 }
 # Okabe and Ito's colours, which the colour-blind can tell apart; yellow is too pale for a line.
-OURS = ("#0072B2", "#D55E00", "#CC79A7")
+OURS = ("#0072B2", "#D55E00", "#CC79A7", "#5D3A9B", "#40B0A6")
 OTHERS = ("#009E73", "#E69F00", "#56B4E9", "#000000", "#8C6D31", "#7F7F7F")
 _MARKS = "osD^vPX*"
 _DPI = 150
