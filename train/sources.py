@@ -169,11 +169,11 @@ def _folder(path: Path) -> Source:
         _check_length(str(file), file.stat().st_size)
         return file.read_bytes()
 
-    names = [
-        p.relative_to(path).as_posix()
-        for p in path.rglob("*")
-        if is_picture(p) and (p.is_file() or not p.exists())
-    ]
+    def hangs(p: Path) -> bool:  # a pipe or device: reading would wait without end
+        return p.exists() and not p.is_file() and not p.is_dir()
+
+    files = (p for p in path.rglob("*") if is_picture(p) and not hangs(p))
+    names = [p.relative_to(path).as_posix() for p in files]
     return Source(str(path), _in_order(names), fetch)
 
 
