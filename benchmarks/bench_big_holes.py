@@ -92,8 +92,7 @@ def plain(restorer: Restorer, image: U8, mask: U8) -> U8:
     h, w = hole.shape
     scale = min(1.0, (LIMIT_PX / hole.size) ** 0.5)
     size = (round(w * scale), round(h * scale))
-    hole = cv2.resize(hole, size, interpolation=cv2.INTER_NEAREST)
-    seen = cv2.resize(part, size, interpolation=cv2.INTER_AREA)
+    seen, hole = reduced(part, hole, size)
     kept = restore_module.wide_holes, restore_module.plan
     restore_module.wide_holes = lambda *_: None  # type: ignore[assignment]
     restore_module.plan = lambda h, w, _m, spec, _l: plan(h, w, None, spec, h * w)  # type: ignore[assignment]
@@ -104,6 +103,15 @@ def plain(restorer: Restorer, image: U8, mask: U8) -> U8:
     out = image.copy()
     np.copyto(out[window], filled, where=mask[window][..., None] > 0)
     return out
+
+
+def reduced(image: U8, mask: U8, size: tuple[int, int]) -> tuple[U8, U8]:
+    """Average what is known; a pixel is a hole where most of its sources are."""
+    known = (mask == 0).astype(np.float32)
+    weight = cv2.resize(known, size, interpolation=cv2.INTER_AREA)
+    colour = cv2.resize(image * known[..., None], size, interpolation=cv2.INTER_AREA)
+    small = np.rint(colour / np.maximum(weight, 1e-3)[..., None]).clip(0, 255)
+    return small.astype(np.uint8), (weight < 0.5).astype(np.uint8)
 
 
 def fill(method: str, restorer: Restorer, image: U8, mask: U8) -> U8:

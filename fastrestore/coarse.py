@@ -20,7 +20,7 @@ from fastrestore.arrays import F32, U8
 from fastrestore.errors import InputError
 from fastrestore.tiles import WIDE_PX, Rect, distance, within
 
-COARSE_PX = 48
+COARSE_PX = 64
 RING_PX = 64
 GRID_PX = 64
 FILL_FRAMES = 1 / 64  # at sigma 0 a state of so many frames and the graph's own fill weigh the same
