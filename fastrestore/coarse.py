@@ -6,8 +6,10 @@ the rim the finer scale knows more, deep inside it knows nothing: trust grows wi
 what is known, and from `RING_PX` on the guess counts as known. So only a ring along the rim is
 run: little to compute, and tiles agree within one level, because no fill comes from far away.
 
-Measured against one plain pass of the whole picture (`tiny`, Kodak24): see
-`benchmarks/results/big-holes.md`. The plain pass leaves a lattice deep inside wide holes.
+Hole PSNR against one plain pass (`tiny`, `benchmarks/results/big-holes.md`): 256 px amid Kodak24
++0.1 dB (-0.1 to +0.3), at its edges and corners +1.0 dB, and no lattice deep inside; 200 to 1500 px
+in 12 megapixels +0.9 to +2.5 dB. Free-form strokes gained nothing: what is narrower than `WIDE_PX`
+keeps the plain pass.
 """
 
 from __future__ import annotations
