@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fastrestore.arrays import U8
+from fastrestore.arrays import U8, check_image
 from fastrestore.backend import read_model, weights_folder
 from fastrestore.backends.ort import open_session, run_session
 from fastrestore.errors import InputError, ModelError
@@ -79,11 +79,7 @@ class Detector:
         Raises:
             InputError: Wrong shape or dtype.
         """
-        given: object = image  # callers without a type checker
-        if not isinstance(given, np.ndarray):
-            raise InputError(f"image must be uint8 (H, W, 3), got {type(given).__name__}")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        check_image(image)
         h, w = image.shape[:2]
         found = np.empty((h, w), np.uint8)
         for r in plan(h, w, None, self.spec, self._limit_px):

@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 
-from fastrestore.arrays import F32, U8
+from fastrestore.arrays import F32, U8, check_image
 from fastrestore.backend import open_backend
 from fastrestore.coarse import around, solve, wide_holes
 from fastrestore.errors import InputError
@@ -139,11 +139,7 @@ class Restorer:
         self, image: U8, mask: U8 | None, sigma: Sigma, grow_px: int
     ) -> tuple[U8 | None, U8 | None, float]:
         """Return the hole, the grown hole (None = no hole) and the noise to remove."""
-        given: object = image  # callers without a type checker
-        if not isinstance(given, np.ndarray):
-            raise InputError(f"image must be uint8 (H, W, 3), got {type(given).__name__}")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
-            raise InputError(f"image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        check_image(image)
         number = not isinstance(sigma, str) and sigma is not None and 0 <= sigma < 255
         if not (sigma is None or sigma == "auto" or number):
             raise InputError(f"sigma must be 'auto' or from 0 to 254, got {sigma}")
