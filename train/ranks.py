@@ -76,5 +76,6 @@ def join(device: str) -> Iterator[Group]:
     distributed.init_process_group("nccl" if device == "cuda" else "gloo")
     try:
         yield _Processes(here)
+        distributed.barrier()  # the first still writes; one that left early can abort its peers
     finally:
         distributed.destroy_process_group()
