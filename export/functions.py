@@ -1,4 +1,4 @@
-"""Bodies of the model-local functions: `train.fusion` once more, as ONNX operators.
+"""Bodies of the model-local functions: `kernels.fusion` once more, as ONNX operators.
 
 One function is one kernel launch, so that a plugin can stand in for it. Every name inside starts
 with the function's name (TensorRT's parser binds operands by name, across functions), attributes
@@ -19,8 +19,8 @@ import numpy as np
 from onnx import FunctionProto, NodeProto, helper, numpy_helper
 
 from fastrestore.arrays import F32
+from fastrestore.kernels import fusion
 from fastrestore.presets import IN_CHANNELS, UNSHUFFLE
-from fastrestore.train import fusion
 
 DOMAIN = "fastrestore"
 OPSET = 19  # TensorRT >= 9.2; the first with FP16 scales for INT8
@@ -28,9 +28,6 @@ PLUGIN_ATTRIBUTES = {"plugin_namespace": DOMAIN, "plugin_version": "1", "aot": 1
 
 _CELLS = UNSHUFFLE**2
 _SOFT_MASK, _NOISE = 3, 5  # channels of `fusion.pack`
-_FILL = [3] * 4  # r, g, b and their weight: for each channel, the channel of its weight
-_ENERGY = [1] * 2  # motion energy and its weight
-_FILL_AND_ENERGY = [3, 3, 3, 3, 5, 5]
 _BINOMIAL: F32 = fusion.BINOMIAL.numpy()
 _LUMA: F32 = fusion.LUMA.numpy()
 _SOBEL_X: F32 = np.array([[-0.125, 0, 0.125], [-0.25, 0, 0.25], [-0.125, 0, 0.125]], np.float32)
@@ -199,7 +196,7 @@ def _energy(band: Value, i: int) -> Value:
 
 
 def _first_level(frame: Value, known: Value) -> Value:
-    return _normalise(_pull(_concat(frame * (1 / 255) * known, known), 4), _FILL)
+    return _normalise(_pull(_concat(frame * (1 / 255) * known, known), 4), fusion.FILL)
 
 
 def _pull_frame() -> FunctionProto:
@@ -218,19 +215,19 @@ def _pull_frame() -> FunctionProto:
 def _pull_band_1() -> FunctionProto:
     body = Body("PullBand1", "p1", "b1")
     p1, b1 = body.inputs
-    energy = _normalise(_pull(_energy(b1, 0), 2), _ENERGY)
-    return body.function(p2=_normalise(_pull(p1, 4), _FILL), b2=_concat(_pull(b1, 5), energy))
+    energy = _normalise(_pull(_energy(b1, 0), 2), fusion.ENERGY)
+    return body.function(p2=_normalise(_pull(p1, 4), fusion.FILL), b2=_concat(_pull(b1, 5), energy))
 
 
 def _pull_band_2() -> FunctionProto:
     body = Body("PullBand2", "p2", "b2")
     p2, b2 = body.inputs
-    e1 = _normalise(_pull(_channels(b2, 5, 7), 2), _ENERGY)
-    e2 = _normalise(_pull(_energy(b2, 1), 2), _ENERGY)
+    e1 = _normalise(_pull(_channels(b2, 5, 7), 2), fusion.ENERGY)
+    e2 = _normalise(_pull(_energy(b2, 1), 2), fusion.ENERGY)
     gain1, gain2 = fusion.BAND_GAIN
     strongest = op("Max", _channels(e1, 0, 1) * gain1, _channels(e2, 0, 1) * gain2)
     seen = op("Max", _channels(e1, 1, 2), _channels(e2, 1, 2))
-    return body.function(p3=_concat(_normalise(_pull(p2, 4), _FILL), strongest, seen))
+    return body.function(p3=_concat(_normalise(_pull(p2, 4), fusion.FILL), strongest, seen))
 
 
 def _pull_level(weight_of: list[int]) -> FunctionProto:
@@ -257,7 +254,7 @@ def _push_split() -> FunctionProto:
     """Leave the pyramid's motion level: the fill goes on alone."""
     body = Body("PushSplit", "p", "f")
     p, f = body.inputs
-    o = _push(p, f, _FILL_AND_ENERGY)
+    o = _push(p, f, fusion.FILL_AND_ENERGY)
     return body.function(o=_channels(o, 0, 4), motion=_channels(o, 4, 5))
 
 
@@ -343,12 +340,16 @@ def make_functions(dilations: Sequence[int], state: bool = True) -> Iterator[Fun
         dilations: Of the residual blocks, each once.
         state: False for the stills-only graph: no motion, no average with the past.
     """
-    weight_of = _FILL_AND_ENERGY if state else _FILL
+    weight_of = fusion.FILL_AND_ENERGY if state else fusion.FILL
     if state:
         yield from (_pull_frame(), _pull_band_1(), _pull_band_2())
         yield from (_push_level("PushLevel6", weight_of), _push_split(), _pack_frame())
     else:
         yield from (_still_pull_frame(), _still_pack_frame())
-    yield from (_pull_level(weight_of), _mean_fill(weight_of), _push_level("PushLevel", _FILL))
+    yield from (
+        _pull_level(weight_of),
+        _mean_fill(weight_of),
+        _push_level("PushLevel", fusion.FILL),
+    )
     yield from (residual_block(d) for d in dilations)
     yield _unpack_frame()

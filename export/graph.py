@@ -21,9 +21,9 @@ from fastrestore._version import __version__
 from fastrestore.arrays import F32
 from fastrestore.errors import ModelError
 from fastrestore.export.functions import DOMAIN, OPSET, PLUGIN_ATTRIBUTES, make_functions
+from fastrestore.kernels.fusion import MOTION_LEVEL
 from fastrestore.presets import IN_CHANNELS, PYRAMID_LEVELS, UNSHUFFLE, Preset
 from fastrestore.spec import KEY, Kind, ModelSpec
-from fastrestore.train.fusion import MOTION_LEVEL
 from fastrestore.train.generator import Generator
 
 IR_VERSION = 10

@@ -24,9 +24,9 @@ from fastrestore.errors import ModelError
 from fastrestore.export.functions import DOMAIN, OPSET, PLUGIN_ATTRIBUTES
 from fastrestore.export.graph import IR_VERSION
 from fastrestore.export.precision import inline
+from fastrestore.kernels.fusion import fuse
 from fastrestore.spec import KEY, ModelSpec
 from fastrestore.train.detection import pack_frame
-from fastrestore.train.fusion import fuse
 from fastrestore.train.generator import Generator
 
 MAX_LEVELS = 1

@@ -16,10 +16,10 @@ from fastrestore.arrays import U8
 from fastrestore.atomic import write_file
 from fastrestore.damage import KINDS, draw_damage
 from fastrestore.degrade import add_noise, seed_for
+from fastrestore.kernels.fusion import pack
 from fastrestore.presets import PRESETS
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.data import Pictures
-from fastrestore.train.fusion import pack
 from fastrestore.train.generator import Generator
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from fastrestore.kernels.fusion import correction_gain, pack
 from fastrestore.presets import IN_CHANNELS, UNSHUFFLE, Preset
-from fastrestore.train.fusion import correction_gain, pack
 from fastrestore.train.layers import EdgeConv, ResidualBlock
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.errors import InputError
-from fastrestore.train.fusion import gradients
+from fastrestore.kernels.fusion import gradients
 
 GAN = Literal["nonsaturating", "saturating", "least-squares", "hinge"]
 _LOGISTIC = ("nonsaturating", "saturating")  # they differ in what the generator minimises

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
+from fastrestore.kernels.fusion import fill, pack
 from fastrestore.train.data import Batch
-from fastrestore.train.fusion import fill, pack
 
 GUESSED = 0.3  # share of the samples whose trusted content is a coarse guess, not the truth
 GUESS_SCALES = (2, 4, 8)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from fastrestore.arrays import U8
 from fastrestore.atomic import write_file
 from fastrestore.degrade import add_noise, make_mask, seed_for
+from fastrestore.kernels.fusion import fuse
 from fastrestore.metrics import psnr
-from fastrestore.train.fusion import fuse
 from fastrestore.train.generator import Generator
 from fastrestore.train.layers import EdgeConv
 

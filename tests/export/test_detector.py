@@ -21,9 +21,9 @@ from fastrestore.export.export import export_model
 from fastrestore.export.graph import build
 from fastrestore.export.parity import detect_torch, random_inputs, verify
 from fastrestore.export.precision import Convolution, convolutions, inline, to_fp16
+from fastrestore.kernels.fusion import LUMA, sobel
 from fastrestore.presets import PRESETS
 from fastrestore.spec import ModelSpec, read_spec
-from fastrestore.train.fusion import LUMA, sobel
 from fastrestore.train.generator import Generator
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from fastrestore.damage import KINDS
-from fastrestore.train import detection, fusion
+from fastrestore.kernels import fusion
+from fastrestore.train import detection
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.data import Pictures
 from fastrestore.train.detection import Case, Damaged, Detection

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from fastrestore.kernels import fusion
 from fastrestore.presets import IN_CHANNELS, PRESETS, Conv
-from fastrestore.train import fusion
 from fastrestore.train.config import CHOICES
 from fastrestore.train.generator import Generator
 from fastrestore.train.layers import EdgeConv

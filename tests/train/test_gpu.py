@@ -12,9 +12,9 @@ pytest.importorskip("safetensors")
 
 from PIL import Image  # noqa: E402
 
+from fastrestore.kernels.fusion import fuse  # noqa: E402
 from fastrestore.presets import PRESETS  # noqa: E402
 from fastrestore.train.config import TrainConfig  # noqa: E402
-from fastrestore.train.fusion import fuse  # noqa: E402
 from fastrestore.train.generator import Generator  # noqa: E402
 from fastrestore.train.loop import train  # noqa: E402
 

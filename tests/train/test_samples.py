@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastrestore.train import fusion, samples
+from fastrestore.kernels import fusion
+from fastrestore.train import samples
 from fastrestore.train.data import Batch
 from fastrestore.train.samples import Sample, coarse_guess, make_sample
 

@@ -12,9 +12,10 @@ from PIL import Image
 from torch import nn
 
 from fastrestore.degrade import TOLERANCE
+from fastrestore.kernels import fusion
 from fastrestore.metrics import psnr
 from fastrestore.presets import Preset
-from fastrestore.train import fusion, validate
+from fastrestore.train import validate
 from fastrestore.train.generator import Generator
 
 MICRO = Preset("micro", (16, 32), (1,), 1, (2,), (1,))

@@ -244,7 +244,7 @@ def test_shipped_model_by_its_name() -> None:
     import numpy as np
 
     from fastrestore.backend import open_backend
-    from fastrestore.train.fusion import fuse
+    from fastrestore.kernels.fusion import fuse
 
     config = TrainConfig(
         preset="tiny", track="free", data=("d",), steps=1, from_weights="tiny", ablate="plain-conv"

@@ -28,6 +28,9 @@ BAND_NOISE = (0.0977 * 1.5, 0.0201 * 1.4)
 BAND_GAIN = (30.0, 48.0)
 MOTION_LEVEL = 3  # pyramid level at which the motion energy is read
 
+# Which channel holds the weight of each: the fill, the motion energy, both.
+FILL, ENERGY, FILL_AND_ENERGY = [3] * 4, [1] * 2, [3, 3, 3, 3, 5, 5]
+
 _TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
 BINOMIAL = torch.outer(_TAPS, _TAPS) / 64
 LUMA = torch.tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)  # BT.601
@@ -89,13 +92,12 @@ def fill(frame: Tensor, mask: Tensor) -> Tensor:
     """
     known = 1 - mask
     x = torch.cat([frame * known, known], 1)
-    w = [3] * 4
     pulled = [x]
     for _ in range(PYRAMID_LEVELS):
-        pulled.append(normalise(pull(pulled[-1]), w))
-    coarse = mean_fill(pulled.pop(), w)
+        pulled.append(normalise(pull(pulled[-1]), FILL))
+    coarse = mean_fill(pulled.pop(), FILL)
     finest = pulled.pop(0)
-    return push(coarse, finest, pulled, w)[:, :3]
+    return push(coarse, finest, pulled, FILL)[:, :3]
 
 
 def gradients(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,6 +146,20 @@ def correction_gain(packed: Tensor) -> Tensor:
     return (kn + packed[:, 3:4]) / (kn + 1)
 
 
+class FirstLevel(NamedTuple):
+    """Level 1 of the pyramid, at half size: the fill and the difference to the past."""
+
+    fill: Tensor  # 4 channels: r, g, b (0-1) premultiplied, and their weight
+    band: Tensor  # 5 channels: difference in r, g, b; noise expected; share that can be compared
+
+
+class Pyramid(NamedTuple):
+    """What the pyramid gives back: the fill at level 1, the motion energy at level 3."""
+
+    fill: Tensor  # 4 channels
+    motion: Tensor  # 1 channel, in units of t2
+
+
 def fuse(frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor) -> Fused:
     """Average the frame (holes filled) with the past, and build the network's input.
 
@@ -153,25 +169,62 @@ def fuse(frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor) -> Fused:
         state: float, `(N, 4, H, W)`, levels: fused base of the past and confidence.
         sigma: float, `(N, 1, 1, 1)`, noise on the 0-255 scale, below 255.
     """
-    s2 = sigma.square()
-    t2 = s2 + TAU**2
-    ratio, fill_ratio = s2 / t2, FILL_SIGMA**2 / t2
-    past, confidence, known = state[:, :3], state[:, 3:], 1 - mask
-    b = (1 - confidence / 255).clamp(min=1 / (MAX_FRAMES + 1))
-    n = (1 - b) / b
-    comparable = known * confidence.clamp(max=1)
+    pyramid = pull_push(pull_frame(frame, mask, state, sigma))
+    return pack_frame(frame, mask, state, sigma, pyramid)
 
-    first = torch.cat([frame / 255 * known, known], 1)
-    p1 = normalise(pull(first), [3] * 4)
+
+def pull_frame(frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor) -> FirstLevel:
+    """Reduce the frame's known pixels, and how they differ from the past, to half size.
+
+    Args: as of `fuse`.
+    """
+    t2, ratio = _variances(sigma)
+    past, confidence, known = state[:, :3], state[:, 3:], 1 - mask
+    n = frames_remembered(confidence)
+    comparable = known * confidence.clamp(max=1)
+    fill = normalise(pull(torch.cat([frame / 255 * known, known], 1)), FILL)
     difference = (frame - past) * t2.rsqrt() * comparable
     expected = ratio * (1 + 1 / n.clamp(min=0.1)) * comparable
-    b1 = pull(torch.cat([difference, expected, comparable], 1))
-    spatial, motion = _pyramid(p1, b1)
+    return FirstLevel(fill, pull(torch.cat([difference, expected, comparable], 1)))
 
+
+def pull_push(first: FirstLevel) -> Pyramid:
+    """Run fill and motion energy down and up one pyramid."""
+    p1, b1 = first
+    p2, b2 = normalise(pull(p1), FILL), pull(b1)
+    e1 = normalise(pull(energy(b1, 0)), ENERGY)
+    e1 = normalise(pull(e1), ENERGY)
+    e2 = normalise(pull(energy(b2, 1)), ENERGY)
+    strongest = torch.maximum(BAND_GAIN[0] * e1[:, :1], BAND_GAIN[1] * e2[:, :1])
+    seen = torch.maximum(e1[:, 1:], e2[:, 1:])
+    x = torch.cat([normalise(pull(p2), FILL), strongest, seen], 1)
+    pulled = []
+    for _ in range(PYRAMID_LEVELS - MOTION_LEVEL):
+        pulled.append(x)
+        x = normalise(pull(x), FILL_AND_ENERGY)
+    x = mean_fill(x, FILL_AND_ENERGY)
+    for level in reversed(pulled):
+        x = level + enlarge(x, level) * (1 - level[:, FILL_AND_ENERGY])
+    return Pyramid(push(x[:, :4], p1, [p2], FILL), x[:, 4:5])
+
+
+def pack_frame(
+    frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor, pyramid: Pyramid
+) -> Fused:
+    """Do the pyramid's last step, average with the past, and build the network's input.
+
+    Args: as of `fuse`.
+    """
+    t2, ratio = _variances(sigma)
+    past, confidence, known = state[:, :3], state[:, 3:], 1 - mask
+    motion = F.interpolate(
+        pyramid.motion, scale_factor=2**MOTION_LEVEL, mode="bilinear", align_corners=False
+    ).clamp(min=0)
+    n = frames_remembered(confidence)
     n = n / (1 + n * motion)
-    c = (ratio + (fill_ratio - ratio) * mask) * n
+    c = (ratio + (FILL_SIGMA**2 / t2 - ratio) * mask) * n
     g = c / (c + 1)
-    filled = frame * known + enlarge(spatial, frame)[:, :3] * mask * 255
+    filled = frame * known + enlarge(pyramid.fill, frame)[:, :3] * mask * 255
     base = filled + g * (past - filled)
     soft_mask = mask * (1 - g)
     n = torch.minimum(n + known, (2 * sigma - 1).clamp(1, MAX_FRAMES))
@@ -180,33 +233,20 @@ def fuse(frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor) -> Fused:
     return Fused(pack(base / 255, soft_mask, noise), next_state)
 
 
-def _pyramid(p1: Tensor, b1: Tensor) -> tuple[Tensor, Tensor]:
-    """Run fill (4 channels) and motion energy down and up one pyramid.
-
-    Returns:
-        The fill at level 1 and the motion energy per pixel in units of t2, at full size.
-    """
-    p2, b2 = normalise(pull(p1), [3] * 4), pull(b1)
-    e1 = normalise(pull(_energy(b1, 0)), [1] * 2)
-    e1 = normalise(pull(e1), [1] * 2)
-    e2 = normalise(pull(_energy(b2, 1)), [1] * 2)
-    strongest = torch.maximum(BAND_GAIN[0] * e1[:, :1], BAND_GAIN[1] * e2[:, :1])
-    seen = torch.maximum(e1[:, 1:], e2[:, 1:])
-    x = torch.cat([normalise(pull(p2), [3] * 4), strongest, seen], 1)
-    weight_of, pulled = [3, 3, 3, 3, 5, 5], []
-    for _ in range(PYRAMID_LEVELS - MOTION_LEVEL):
-        pulled.append(x)
-        x = normalise(pull(x), weight_of)
-    x = mean_fill(x, weight_of)
-    for level in reversed(pulled):
-        x = level + enlarge(x, level) * (1 - level[:, weight_of])
-    motion = F.interpolate(
-        x[:, 4:5], scale_factor=2**MOTION_LEVEL, mode="bilinear", align_corners=False
-    ).clamp(min=0)
-    return push(x[:, :4], p1, [p2], [3] * 4), motion
+def frames_remembered(confidence: Tensor) -> Tensor:
+    """Return n of a stored confidence a = n / (n + 1), 0-255; at most `MAX_FRAMES`."""
+    b = (1 - confidence / 255).clamp(min=1 / (MAX_FRAMES + 1))
+    return (1 - b) / b
 
 
-def _energy(band: Tensor, i: int) -> Tensor:
+def _variances(sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """Return t2 and s2 / t2."""
+    s2 = sigma.square()
+    t2 = s2 + TAU**2
+    return t2, s2 / t2
+
+
+def energy(band: Tensor, i: int) -> Tensor:
     """Mean square difference beyond the noise of a static pixel, premultiplied, and its weight."""
     weight = band[:, 4:].clamp(min=0.05)
     square = (band[:, :3] / weight).square().mean(1, keepdim=True)

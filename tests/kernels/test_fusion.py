@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fastrestore.train import fusion
-from fastrestore.train.fusion import (
+from fastrestore.kernels import fusion
+from fastrestore.kernels.fusion import (
     Fused,
     correction_gain,
     fill,
