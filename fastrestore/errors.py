@@ -27,6 +27,12 @@ class ModelError(FastRestoreError):
     exit_code = 4
 
 
+class EngineError(FastRestoreError):
+    """An engine is absent, does not belong here or cannot be built."""
+
+    exit_code = 4
+
+
 class MissingExtraError(FastRestoreError, ImportError):
     """An optional dependency is needed and absent."""
 
