@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -17,7 +17,15 @@ from fastrestore.arrays import U8
 from fastrestore.errors import ModelError
 from fastrestore.export.graph import build
 from fastrestore.export.parity import Inputs, random_inputs
-from fastrestore.export.precision import Convolution, convolutions, inline, to_fp16
+from fastrestore.export.precision import (
+    Convolution,
+    convolutions,
+    inline,
+    layer_of,
+    network_nodes,
+    to_bf16,
+    to_fp16,
+)
 from fastrestore.presets import PRESETS
 from fastrestore.spec import ModelSpec
 from fastrestore.train.generator import Generator
@@ -185,6 +193,84 @@ def test_convolutions_reads_geometry_and_defaults() -> None:
         Convolution((3, 3), (1, 1), (1, 1), (0, 0, 0, 0)),
         Convolution((3, 3), (2, 1), (2, 3), (2, 3, 4, 5)),
     ]
+
+
+def emulated(model: ModelProto) -> ModelProto:
+    """ONNX Runtime has no BF16 convolution: round to BF16 around FP32 operators instead."""
+    flat = inline(model)
+    low = {t.name for t in flat.graph.initializer if t.data_type == TensorProto.BFLOAT16}
+    for t in flat.graph.initializer:
+        if t.name in low:
+            array = numpy_helper.to_array(t).astype(np.float32)
+            t.CopyFrom(numpy_helper.from_array(array, t.name))
+    inside = [
+        own and n.op_type not in ("Cast", "ConvTranspose")
+        for n, own in zip(flat.graph.node, network_nodes(flat), strict=True)
+    ]
+    nodes = []
+    for node, own in zip(flat.graph.node, inside, strict=True):
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.BFLOAT16:
+            out, middle = node.output[0], f"{node.output[0]}.rounded"
+            node.output[0] = middle
+            nodes += [node, helper.make_node("Cast", [middle], [out], to=TensorProto.FLOAT)]
+            continue
+        nodes.append(node)
+        if own:
+            out, raw, middle = node.output[0], f"{node.output[0]}.raw", f"{node.output[0]}.rounded"
+            node.output[0] = raw
+            nodes.append(helper.make_node("Cast", [raw], [middle], to=TensorProto.BFLOAT16))
+            nodes.append(helper.make_node("Cast", [middle], [out], to=TensorProto.FLOAT))
+    del flat.graph.node[:]
+    flat.graph.node.extend(nodes)
+    return flat
+
+
+@pytest.mark.parametrize("form", [lambda m: m, inline], ids=["functions", "inlined"])
+def test_bf16_is_the_network_alone(
+    model: ModelProto, form: Callable[[ModelProto], ModelProto]
+) -> None:
+    low = to_bf16(form(model))
+    onnx.checker.check_model(low, full_check=True)
+    types = {t.name: t.data_type for t in low.graph.initializer}
+    assert types["stem.conv.weight"] == types["head.conv.bias"] == TensorProto.BFLOAT16
+    assert types["up.0.weight"] == types["up.1.bias"] == TensorProto.FLOAT  # RTX has no other
+    casts = {n.input[0]: n.attribute[0].i for n in low.graph.node if n.op_type == "Cast"}
+    assert casts["packed"] == TensorProto.BFLOAT16
+    assert casts["head"] == TensorProto.FLOAT
+    assert "pull.1" not in casts
+    assert list(low.graph.output) == list(model.graph.output)
+    assert convolutions(low) == convolutions(model)
+
+
+def test_bf16_stays_near_fp32(model: ModelProto, run: Runner) -> None:
+    low = Runner(emulated(to_bf16(model)))
+    for x in random_inputs(8, np.random.default_rng(5)):
+        (restored, state), (restored_low, state_low) = run(x), low(x)
+        assert np.array_equal(state, state_low)
+        assert worst(restored, restored_low) <= 4
+        assert np.abs(restored.astype(int) - restored_low).mean() < 0.5
+
+
+def test_bf16_of_a_foreign_operator_is_refused(model: ModelProto) -> None:
+    other = inline(model)
+    [n for n in other.graph.node if n.op_type == "Relu"][-1].op_type = "Softplus"
+    with pytest.raises(ModelError, match="Softplus in the network has no BF16 form"):
+        to_bf16(other)
+
+
+def test_network_lies_between_the_first_and_the_last_weights(model: ModelProto) -> None:
+    pairs = zip(model.graph.node, network_nodes(model), strict=True)
+    names = [n.output[0] for n, inside in pairs if inside]
+    assert names[0] == "stem"
+    assert names[-1] == "head"
+    assert {"down.0", "middle.3", "up.0", "skip.0"} <= set(names)
+
+
+def test_layers_have_the_generators_names(model: ModelProto) -> None:
+    names = [layer_of(n) for n in inline(model).graph.node]
+    assert {"stem", "encoder.1.0.conv3", "encoder.1.0.conv1", "up.1", "head"} <= set(names)
+    pyramid = [n for n in inline(model).graph.node if n.op_type == "Conv" and not layer_of(n)]
+    assert len(pyramid) == 13
 
 
 def test_needs_no_torch() -> None:
