@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -70,7 +71,10 @@ class Launch:
         """
         grid = tuple(axis.at(sizes) for axis in self.grid)
         options = {"num_warps": self.warps, "num_stages": self.stages}
-        self.kernel[grid](*arguments, **self.constants, **options)
+        devices = {a.device for a in arguments if isinstance(a, Tensor) and a.is_cuda}
+        # Triton launches on the current device, wherever the tensors lie
+        with torch.cuda.device(devices.pop()) if devices else nullcontext():
+            self.kernel[grid](*arguments, **self.constants, **options)
 
 
 @dataclass(frozen=True, slots=True)
