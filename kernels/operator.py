@@ -108,7 +108,7 @@ class Operator:
         name: `torch.ops.fastrestore.<name>`.
         run: The custom op: kernels on CUDA (and in the interpreter), the reference on a CPU.
         reference: Plain torch, the same arguments and results, on any device. Computes in the
-            widest float type among its inputs, and in float32 where all are uint8.
+            widest float type among its inputs, at least in float32.
         inputs: Makes seeded inputs for a case on a device; floats as the kernel takes them.
         cases: Small ones for tests, odd sizes first.
         variants: Options of the cases that are timed, at sizes the benchmark chooses.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -11,6 +13,8 @@ from torch.nn import functional as F  # noqa: N812
 
 from fastrestore.errors import InputError
 from fastrestore.kernels.fusion import gradients
+
+log = logging.getLogger(__name__)
 
 GAN = Literal["nonsaturating", "saturating", "least-squares", "hinge"]
 _LOGISTIC = ("nonsaturating", "saturating")  # they differ in what the generator minimises
@@ -49,10 +53,30 @@ def edge(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:
     Its scale is that of a difference between neighbours. Integer kernels (1-2-1) give 8 times the
     value and the gradient: a gamma stated for them is 8 times larger here.
 
+    On CUDA it runs as `kernels.edge_loss`: the same loss, one pass each way, float32 alone.
+
     Source: L_edge of the paper, as an L1 distance of Sobel gradients.
     """
+    if output.is_cuda and (fused := _edge_kernels()) is not None:
+        return fused(output, target, weights)
     gx, gy = gradients(output - target)
     return ((gx.abs() + gy.abs()) * weights).mean()
+
+
+@functools.cache
+def _edge_kernels() -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
+    """Return the Triton form; None, said once, where triton is not installed."""
+    try:
+        from fastrestore.kernels.edge_loss import edge_loss
+    except ModuleNotFoundError as e:
+        if e.name != "triton":
+            raise
+        log.warning(
+            "triton is not installed: the edge loss runs as plain torch, slower; "
+            "pip install 'fastrestore[kernels]'"
+        )
+        return None
+    return edge_loss
 
 
 def log_mse(output: Tensor, target: Tensor, weights: Tensor) -> Tensor:

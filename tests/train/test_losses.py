@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Callable, Iterator
 from typing import get_args
 
 import numpy as np
@@ -422,3 +424,76 @@ def test_every_term_of_the_paper_moves_the_output() -> None:
     shares = losses.gradient_shares(terms, output)
     assert min(shares.values()) > 0
     assert sum(shares.values()) == pytest.approx(1)
+
+
+class OnCuda(Tensor):
+    """A tensor that says it is on a GPU."""
+
+    is_cuda = True
+
+
+@pytest.fixture
+def fresh_kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Nothing of the kernels is imported, and nothing is remembered of what was found."""
+    losses._edge_kernels.cache_clear()
+    monkeypatch.delitem(sys.modules, "fastrestore.kernels.edge_loss", raising=False)
+    yield
+    losses._edge_kernels.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_kernels")
+def test_edge_goes_to_the_kernels_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Tensor, ...]] = []
+
+    def edge_loss(*inputs: Tensor) -> Tensor:
+        calls.append(inputs)
+        return torch.tensor(7.0)
+
+    kernels = types.ModuleType("fastrestore.kernels.edge_loss")
+    kernels.edge_loss = edge_loss  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, kernels.__name__, kernels)
+    case = make_case()
+    assert float(losses.edge(*case)) == pytest.approx(sobel_loss(*case))
+    assert not calls
+    on_cuda = tuple(x.as_subclass(OnCuda) for x in case)
+    assert float(losses.edge(*on_cuda)) == 7
+    assert len(calls) == 1
+    assert all(a is b for a, b in zip(calls[0], on_cuda, strict=True))
+
+
+@pytest.mark.usefixtures("fresh_kernels")
+def test_edge_needs_no_triton(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """On a CPU it is not looked for; on CUDA the plain form runs, and one line says so."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    case = make_case()
+    expected = pytest.approx(sobel_loss(*case))
+    assert float(losses.edge(*case)) == expected
+    assert not caplog.records
+    for _ in range(2):
+        assert float(losses.edge(*(x.as_subclass(OnCuda) for x in case))) == expected
+    assert [r.message.splitlines() for r in caplog.records] == [
+        [
+            "triton is not installed: the edge loss runs as plain torch, slower; "
+            "pip install 'fastrestore[kernels]'"
+        ]
+    ]
+
+
+@pytest.mark.usefixtures("fresh_kernels")
+def test_a_broken_triton_is_not_taken_for_a_missing_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "fastrestore.kernels.edge_loss", None)
+    case = make_case()
+    with pytest.raises(ModuleNotFoundError, match="edge_loss"):
+        losses.edge(*(x.as_subclass(OnCuda) for x in case))
+
+
+def test_edge_and_its_kernel_agree() -> None:
+    pytest.importorskip("triton")
+    from fastrestore.kernels.edge_loss import edge_loss, reference
+
+    case = make_case()
+    assert losses.edge(*case) == reference(*case)
+    single = tuple(x.float() for x in case)
+    torch.testing.assert_close(edge_loss(*single), losses.edge(*single))
