@@ -280,6 +280,7 @@ def check_target(job: Job, options: Options) -> None:
         raise InputError(f"{label(job.target)}: not a {what} name; known: {names}")
     if job.target.exists() and not options.overwrite:
         raise OutputError(f"{label(job.target)}: exists; use --overwrite or --skip-existing")
+    _spare_mask(job.target, options, "-o")
     _make_folder(job.target.parent, "-o")
 
 
@@ -288,7 +289,17 @@ def check_mask_target(job: Job, options: Options) -> None:
     if job.mask_target is not None:
         if job.mask_target.exists() and not options.overwrite:
             raise OutputError(f"{label(job.mask_target)}: exists; use --overwrite")
+        _spare_mask(job.mask_target, options, "--mask-out")
         _make_folder(job.mask_target.parent, "--mask-out")
+
+
+def _spare_mask(target: Path, options: Options, option: str) -> None:
+    """Refuse to replace the mask, or one in the folder of masks, that the user gave."""
+    if options.mask in (None, "alpha", "auto") or not target.exists():
+        return
+    given = Path(str(options.mask))
+    if target.samefile(given) or (given.is_dir() and target.parent.samefile(given)):
+        raise InputError(f"{label(target)}: is a mask that was given; choose another {option}")
 
 
 def _make_folder(folder: Path, option: str) -> None:

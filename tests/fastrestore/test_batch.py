@@ -436,6 +436,17 @@ def test_no_mask_to_write(tmp_path: Path) -> None:
     assert re.search(r"m\.png: there is no mask; give --mask", str(failing(job)))
 
 
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_given_mask_is_never_replaced(tmp_path: Path, folder: bool) -> None:
+    given = save_mask(tmp_path / "masks" / "a.png")
+    options = Options(mask=str(tmp_path / "masks" / ("" if folder else "a.png")), overwrite=True)
+    masks = tmp_path / "masks" / "a.png"
+    source = save(tmp_path / "a.png")
+    for job in (Job(source, tmp_path / "b.png", masks), Job(source, masks)):
+        assert "is a mask that was given; choose another" in str(failing(job, options))
+    assert np.array_equal(read_mask(masks, (H, W)), given)
+
+
 def test_where_masks_go(here: Path) -> None:
     touch("in/a.png", "in/b.jpg", "c.png")
 
