@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastrestore.atomic import label
 from fastrestore.errors import InputError, OutputError
+from fastrestore.locking import lock
 from fastrestore.train import ranks, weights
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.data import Pictures
@@ -51,7 +55,8 @@ def train(
         The finished run; `run.ema` is what ships.
 
     Raises:
-        InputError: Data or an existing checkpoint does not fit, or the loss is no number.
+        InputError: Data or an existing checkpoint does not fit, another process trains in the
+            folder, or the loss is no number.
         OutputError: The folder cannot be written.
         KeyboardInterrupt: After `stop`.
     """
@@ -60,7 +65,8 @@ def train(
     pictures = Pictures.load(config.data, config.held_out, config.large_crop)
     for line in pictures.skipped:
         log.warning("skipped %s", line)
-    with ranks.join(config.device) as group:  # before anything goes to the device
+    # both before anything goes to the device
+    with alone(folder), ranks.join(config.device) as group:
         torch.manual_seed(config.seed)
         task = TASKS[config.task](config)
         run = resume(config, folder, task.network())
@@ -111,6 +117,27 @@ def train(
         finally:
             feed.close()
     return run
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keep other trainings out of a run's folder, which is made if absent.
+
+    Under `torchrun` the first process holds the lock: it alone writes.
+
+    Raises:
+        InputError: Another process, or another thread of this one, trains there.
+        OutputError: The folder cannot be made or written.
+    """
+
+    def refuse() -> None:
+        raise InputError(f"{label(folder)}: another training uses it; choose another --output")
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    with lock(folder / ".lock", refuse):
+        yield
 
 
 def uses_large_crops(run: Run, step: int) -> bool:

@@ -7,6 +7,8 @@ import json
 import logging
 import math
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +28,7 @@ from fastrestore.train import checkpoint, loop, restoration
 from fastrestore.train.config import TrainConfig
 from fastrestore.train.data import Pictures
 from fastrestore.train.feed import Feed, Item
-from fastrestore.train.loop import learn, set_rates, train, update, uses_large_crops
+from fastrestore.train.loop import alone, learn, set_rates, train, update, uses_large_crops
 from fastrestore.train.restoration import Restoration
 from fastrestore.train.run import Run, start
 from fastrestore.train.speed import matmul_flops, picture_flops
@@ -348,6 +350,59 @@ def test_no_pictures_are_said_before_anything_is_written(
         assert str(data) in str(e.value)
         assert "\n" not in str(e.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_training_in_the_folder_is_refused(
+    make_config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, said = loop.learn, []
+
+    def learn_and_try(*arguments: Any) -> float:
+        if not said:
+            with pytest.raises(InputError) as e:
+                train(make_config(steps=1), tmp_path)
+            said.append(str(e.value))
+        return usual(*arguments)
+
+    monkeypatch.setattr(loop, "learn", learn_and_try)
+    assert train(make_config(steps=2), tmp_path).step == 2
+    assert said == [f"{tmp_path}: another training uses it; choose another --output"]
+    assert train(make_config(steps=3), tmp_path).step == 3  # it is let go
+
+
+def test_another_process_that_trains_there_is_seen_and_its_death_too(tmp_path: Path) -> None:
+    code = (
+        "import sys; from fastrestore.locking import lock\n"  # no torch: quicker by seconds
+        "with lock(sys.argv[1]): print('trains', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "run" / ".lock")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], **pipes) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"trains\n"
+        with pytest.raises(InputError, match="another training uses it"), alone(tmp_path / "run"):
+            pass
+        other.kill()
+        other.wait()
+        with alone(tmp_path / "run"):
+            pass
+    assert os.listdir(tmp_path / "run") == []
+
+
+def test_only_the_first_process_of_torchrun_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with alone(tmp_path):
+        with pytest.raises(InputError), alone(tmp_path):
+            pass
+        monkeypatch.setenv("RANK", "1")
+        with alone(tmp_path), alone(tmp_path):
+            pass
+        monkeypatch.delenv("WORLD_SIZE")  # a rank alone means nothing
+        with pytest.raises(InputError), alone(tmp_path):
+            pass
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "grid.png"])

@@ -1,0 +1,113 @@
+"""What this machine can load, told without loading TensorRT, and which engines fit that."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+
+from fastrestore.backend import weights_folder
+from fastrestore.cuda import find_device
+from fastrestore.engine_cache import Entry
+from fastrestore.engine_file import DeviceRecord, EngineRecord, Expected
+from fastrestore.engine_fit import differences
+from fastrestore.engine_record import TITLES, Product
+from fastrestore.environment import package_version
+from fastrestore.errors import MissingExtraError
+from fastrestore.spec import read_spec
+
+# the bindings first: their version is the one that the module tells; apt calls them `tensorrt`
+DISTRIBUTIONS: dict[Product, tuple[str, ...]] = {
+    "tensorrt": (
+        "tensorrt-cu12-bindings",
+        "tensorrt-cu13-bindings",
+        "tensorrt",
+        "tensorrt-cu12",
+        "tensorrt-cu13",
+    ),
+    "tensorrt_rtx": (
+        "tensorrt-rtx-cu12-bindings",
+        "tensorrt-rtx-cu13-bindings",
+        "tensorrt-rtx",
+    ),
+}
+
+
+def product_version(product: Product) -> str | None:
+    """Return the installed version of TensorRT or TensorRT-RTX; None if there is none."""
+    return next((v for d in DISTRIBUTIONS[product] if (v := package_version(d))), None)
+
+
+def device() -> DeviceRecord | None:
+    """Return the GPU that the runtime would use; None without one, or without CUDA bindings.
+
+    Raises:
+        EngineError: The driver or its bindings are broken.
+    """
+    try:
+        found = find_device()
+    except MissingExtraError:
+        return None
+    return None if found is None else DeviceRecord(found.name, found.sm)
+
+
+def expected_of(product: Product) -> Expected:
+    """Return what an engine of a product must fit to be loaded here."""
+    return Expected(product=product, version=product_version(product), device=device())
+
+
+def fits_here(entry: Entry) -> tuple[bool | None, str]:
+    """Tell whether an engine can be loaded here, and if not, or if it cannot be told, why.
+
+    Returns:
+        True, False, or None = not known; one line, empty for True.
+    """
+    if entry.record is None:
+        return False, entry.problem
+    here = expected_of(entry.record.product)
+    reason = next(differences(entry.record, here), None)
+    if reason is not None:
+        return False, reason
+    if here.version is None:
+        return None, f"{TITLES[entry.record.product]} is not installed here"
+    if here.device is None:
+        return None, "no device here"
+    return True, ""
+
+
+def stale(entry: Entry) -> str:
+    """Say why nobody here will load an engine again; empty if it may be loaded.
+
+    One for another system is not stale: it was built here to be taken there.
+    """
+    record = entry.record
+    if record is None:
+        return entry.problem
+    product = record.product
+    here = Expected(
+        product, product_version(product), device(), _shipped_sha256(record), os=None, arch=None
+    )
+    return next(differences(record, here), "")
+
+
+def _shipped_sha256(record: EngineRecord) -> str | None:
+    """Return which file a shipped model must have been built from; None if any will do."""
+    shipped = _shipped()
+    versions = {version for name, version, _ in shipped if name == record.model.name}
+    sums = [sha256 for name, _, sha256 in shipped if name == record.model.name]
+    if not sums or record.model.sha256 in sums:
+        return None
+    # INT8 may be calibrated by the user, and is then a file that was not shipped
+    if record.precision == "int8" and record.model.version in versions:
+        return None
+    return sums[0]
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> tuple[tuple[str, int, str], ...]:
+    """Return name, version and SHA-256 of every shipped model file."""
+    found = []
+    for path in sorted(weights_folder().rglob("*.onnx")):
+        data = path.read_bytes()
+        spec = read_spec(data, path.name)
+        found.append((spec.name, spec.version, hashlib.sha256(data).hexdigest()))
+    return tuple(found)
