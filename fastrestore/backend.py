@@ -10,10 +10,10 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 
 from fastrestore.arrays import F32, U8
-from fastrestore.errors import InputError, ModelError
+from fastrestore.errors import InputError, ModelError, need
 from fastrestore.spec import Kind, ModelSpec, read_spec
 
-BackendName = Literal["auto", "ort", "openvino"]
+BackendName = Literal["auto", "ort", "openvino", "triton"]
 _OPTION: dict[Kind, str] = {"restorer": "--model", "detector": "--detector"}
 
 
@@ -114,13 +114,14 @@ def open_backend(model: str | Path, name: str = "auto", threads: int | None = No
 
     Args:
         model: A shipped model's name, or the path of an ONNX file with a spec.
-        name: `ort`, `openvino`, or `auto` = ONNX Runtime: it loads in a tenth of the time, and
-            a picture is restored before OpenVINO has compiled its graph.
+        name: `ort`, `openvino`, `triton` (our kernels on a CUDA device), or `auto` = ONNX
+            Runtime: it loads in a tenth of the time, and a picture is restored before OpenVINO
+            has compiled its graph.
         threads: CPU threads; None = as many as the process may use.
 
     Raises:
         InputError: No backend of that name.
-        ModelError: The model is absent, foreign or broken.
+        ModelError: The model is absent, foreign or broken, or the backend's device is absent.
         MissingExtraError: The backend's library is not installed.
     """
     if name not in get_args(BackendName):
@@ -131,6 +132,9 @@ def open_backend(model: str | Path, name: str = "auto", threads: int | None = No
         from fastrestore.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(data, spec, threads)
+    if name == "triton":
+        backend: Backend = need("fastrestore.kernels.backend", "kernels").TritonBackend(data, spec)
+        return backend
     from fastrestore.backends.ort import OrtBackend
 
     return OrtBackend(data, spec, threads)

@@ -2,7 +2,7 @@
 
 Every check ends in one line: what was found and, unless all is well, how to mend it. Optional
 parts that are absent are `ok`. Nothing is written but one temporary file, and torch is
-looked up, never imported.
+looked up; it is imported only where the backend on it can run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ PYTHON = (3, 10)
 LOW_MEMORY_MB = 1024  # a 12 megapixel photograph, or 720p video with its encoder
 LOW_DISK_MB = 1024
 CODECS = ("libx264", "libvpx-vp9", "ffv1")
-BACKENDS = {"ort": "onnxruntime", "openvino": "openvino"}
-OPTIONAL_BACKENDS = ("openvino",)
+BACKENDS = {"ort": "onnxruntime", "openvino": "openvino", "triton": "triton"}
+OPTIONAL_BACKENDS = {"openvino": "openvino", "triton": "kernels"}  # their extras
+CUDA_BACKENDS = ("triton",)
 EXTRAS = {"torch": "train", "onnx": "export", "skimage": "evaluate"}
 SIDE_PX = 64
 KNOWN_LEVELS = 2  # a known pixel at sigma 0 may differ by this much inside the graph
@@ -235,10 +236,14 @@ def _backends() -> Iterator[Check]:
         label = f"backend {name}"
         if importlib.util.find_spec(module) is None:
             if name in OPTIONAL_BACKENDS:
-                detail = f"not installed; optional: pip install 'fastrestore[{name}]'"
+                extra = OPTIONAL_BACKENDS[name]
+                detail = f"not installed; optional: pip install 'fastrestore[{extra}]'"
                 yield Check(label, "ok", detail)
             else:
                 yield Check(label, "fail", "not installed", f"pip install {module}")
+            continue
+        if not _has_device(name):
+            yield Check(label, "ok", "not used: no CUDA device here")
             continue
         try:
             version = getattr(importlib.import_module(module), "__version__", "unknown version")
@@ -246,6 +251,10 @@ def _backends() -> Iterator[Check]:
             yield _broken(label, e, f"pip install --force-reinstall {module}")
         else:
             yield Check(label, "ok", f"{module} {version}")
+
+
+def _has_device(backend: str) -> bool:
+    return backend not in CUDA_BACKENDS or environment.has_cuda_device()
 
 
 def _models() -> Iterator[Check]:
@@ -265,7 +274,7 @@ def _models() -> Iterator[Check]:
             yield _tiny_search(path)
             continue
         for backend, module in BACKENDS.items():
-            if importlib.util.find_spec(module) is not None:
+            if importlib.util.find_spec(module) is not None and _has_device(backend):
                 yield _tiny_run(path, backend)
 
 

@@ -6,6 +6,7 @@ program nor slows the measurement that follows. What a system does not tell is N
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -23,6 +24,8 @@ PACKAGES = (
     "onnxruntime",
     "onnxruntime-gpu",
     "openvino",
+    "torch",
+    "triton",
     "av",
     "pillow",
     "opencv-python-headless",
@@ -169,6 +172,14 @@ def memory_mb(proc: Path = PROC, cgroup: Path = CGROUP) -> dict[str, int | None]
         "limit": min(limits) >> 20 if limits else None,
         "swap_used": None if swap is None else swap // 1024,
     }
+
+
+def has_cuda_device() -> bool:
+    """Ask NVIDIA's driver, not torch, whether there is a device that this process may use."""
+    try:
+        return bool(ctypes.CDLL("libcuda.so.1").cuInit(0) == 0)
+    except OSError:  # no driver
+        return False
 
 
 def load_average() -> list[float] | None:

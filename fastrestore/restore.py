@@ -43,7 +43,7 @@ class Restorer:
 
         Args:
             model: A shipped model's name (`tiny`, `nano`) or the path of an ONNX file.
-            backend: `auto`, `ort` or `openvino`.
+            backend: `auto`, `ort`, `openvino` or `triton`.
             threads: CPU threads; None = as many as the process may use.
             limit_px: Largest picture run in one piece; larger ones go in tiles.
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastrestore.backend import find_model
-from fastrestore.errors import InputError, need
+from fastrestore.kernels.weights import Weights, read_weights
 from fastrestore.presets import IN_CHANNELS, UNSHUFFLE
 from fastrestore.spec import read_spec
 
@@ -27,32 +27,22 @@ def read_model(name: str) -> tuple[dict[str, Tensor], list[dict[str, Any]], tupl
         them; preset, track and task.
 
     Raises:
-        ModelError: No such model, or a foreign one.
-        InputError: A file that cannot be read.
+        ModelError: No such model, or a foreign or damaged one.
         MissingExtraError: onnx is not installed.
     """
-    onnx = need("onnx", "export")
     path = find_model(name)
     data = path.read_bytes()
     spec = read_spec(data, str(path))
-    try:
-        graph = onnx.load_model_from_string(data).graph
-    except Exception as e:  # protobuf's own error types, by version
-        raise InputError(f"{path}: not an ONNX file ({e})") from e
-    arrays = {w.name: onnx.numpy_helper.to_array(w) for w in graph.initializer}
-    arrays = {k: v for k, v in arrays.items() if k.endswith((".weight", ".bias"))}
-    try:
-        tensors = {k: torch.from_numpy(v.copy()) for k, v in _torch_order(arrays).items()}
-    except (KeyError, ValueError) as e:
-        raise InputError(f"{path}: its layers are not those of a generator") from e
+    arrays = read_weights(data, spec.preset, str(path), "export").weights
+    tensors = {k: torch.from_numpy(v.copy()) for k, v in _torch_order(arrays).items()}
     earlier = [{"model": spec.name, "version": spec.version, **dict(spec.training)}]
     return tensors, earlier, (spec.preset, spec.track, spec.kind)
 
 
-def _torch_order(arrays: dict[str, Any]) -> dict[str, Any]:
+def _torch_order(arrays: Weights) -> Weights:
     """Turn SpaceToDepth's channel order, s * C + c, into that of torch's shuffles, c * 4 + s."""
     stem = arrays["stem.conv.weight"].reshape(-1, _CELLS, IN_CHANNELS, 3, 3).swapaxes(1, 2)
-    new = {"stem.conv.weight": stem.reshape(len(stem), -1, 3, 3)}
+    new: Weights = {"stem.conv.weight": stem.reshape(len(stem), -1, 3, 3)}
     for part in ("head.conv.weight", "head.conv.bias"):
         head = arrays[part]
         new[part] = head.reshape(_CELLS, -1, *head.shape[1:]).swapaxes(0, 1).reshape(head.shape)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(["ort", "openvino"]),
-    help="Several times for several.  [all that are installed]",
+    type=click.Choice(["ort", "openvino", "triton"]),
+    help="Several times for several.  [all that run here]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]")
 @click.option("--size", default="512x512", show_default=True, metavar="WxH", help="Of the picture.")
@@ -66,7 +66,7 @@ def command(
     picture, frame = _size(size), _size(video_size)
     env = describe()
     runs: list[Run] = []
-    for backend in backends or _installed():
+    for backend in backends or _usable():
         for model in models:
             runs += _measure(model, backend, threads, picture, hole, frame, seconds)
     report = Report({**env, "threads": threads}, runs)
@@ -98,10 +98,18 @@ def _size(text: str) -> tuple[int, int]:
     return h, w
 
 
-def _installed() -> list[str]:
-    import importlib.util
+def _usable() -> list[str]:
+    """Return the backends that are installed and have their device."""
+    from importlib.util import find_spec
 
-    return ["ort", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    from fastrestore.environment import has_cuda_device
+
+    names = ["ort"]
+    if find_spec("openvino"):
+        names.append("openvino")
+    if find_spec("torch") and find_spec("triton") and has_cuda_device():
+        names.append("triton")
+    return names
 
 
 def _measure(
@@ -132,10 +140,11 @@ def _measure(
     runner = open_backend(model, backend, threads)
     m = runner.spec.multiple
     h, w = (-(-s // m) * m for s in picture)
-    whole = bench_backend(runner, (1, h, w), timer=timer)
+    precision = "fp16" if backend == "triton" else "fp32"
+    whole = bench_backend(runner, (1, h, w), precision=precision, timer=timer)
     runner.close()
     with Restorer(model, backend=backend, threads=threads) as restorer:
-        labels = Labels(restorer.backend, restorer.spec.name)
+        labels = Labels(restorer.backend, restorer.spec.name, precision)
         image = fit(picture)
         mask = np.zeros(picture, np.uint8)
         side = round((hole * picture[0] * picture[1]) ** 0.5)

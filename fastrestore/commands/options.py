@@ -22,10 +22,11 @@ def model_options(command: F) -> F:
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]"),
         click.option(
             "--backend",
-            type=click.Choice(["auto", "ort", "openvino"]),
+            type=click.Choice(["auto", "ort", "openvino", "triton"]),
             default="auto",
             show_default=True,
-            help="What runs the model; auto is ort. OpenVINO pays for long videos.",
+            help="What runs the model; auto is ort. OpenVINO pays for long videos, triton needs a "
+            "CUDA GPU.",
         ),
         click.option(
             "--model",

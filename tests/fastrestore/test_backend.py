@@ -82,12 +82,12 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "tensorflow", "ORT"])
 def test_unknown_backends_are_refused_with_the_known(name: str) -> None:
-    with pytest.raises(InputError, match="not known; choose one of auto, ort, openvino"):
+    with pytest.raises(InputError, match=r"not known; choose one of auto, ort, openvino, triton$"):
         open_backend("tiny", name)
 
 
 def test_auto_is_the_backend_that_is_always_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    for absent in ("openvino", "onnx"):
+    for absent in ("openvino", "onnx", "triton"):
         monkeypatch.setitem(sys.modules, absent, None)
     backend = open_backend("tiny", "auto", 1)
     assert backend.name == "ort"

@@ -6,6 +6,7 @@ within this one elsewhere, which saves a second a test.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -413,13 +414,20 @@ def test_without_a_detector_inside(here: Path, fr: Call, monkeypatch: pytest.Mon
 
 
 def test_exit_4_without_an_extra(here: Path, fr: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [m for m in sys.modules if re.match(r"(torch|fastrestore\.(train|export))\b", m)]:
+    for name in [
+        m for m in sys.modules if re.match(r"(torch|fastrestore\.(kernels|train|export))\b", m)
+    ]:
         monkeypatch.delitem(sys.modules, name)
-    for name in ("openvino", "torch", "skimage", "skimage.restoration"):
+    for name in ("openvino", "torch", "triton", "skimage", "skimage.restoration"):
         monkeypatch.setitem(sys.modules, name, None)
     missing = r"{} is not installed: pip install 'fastrestore\[{}\]'"
     refused(
         fr("restore", "a.png", "--backend", "openvino"), 4, missing.format("openvino", "openvino")
+    )
+    refused(
+        fr("restore", "a.png", "--backend", "triton"),
+        4,
+        missing.format("(torch|triton)", "kernels"),
     )
     refused(
         fr("evaluate", ".", "--methods", "biharmonic", *ORT),
@@ -880,6 +888,19 @@ def test_doctor_of_a_broken_installation(
     result = fr("doctor")
     assert (result.code, result.err) == (4, "")
     assert "FAIL  model broken: broken.onnx: not an ONNX file; make one with" in result.out
+
+
+def test_bench_takes_the_backends_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastrestore import environment
+    from fastrestore.commands import bench
+
+    for there in (False, True):
+        monkeypatch.setattr(environment, "has_cuda_device", lambda there=there: there)
+        for absent in ("", "torch", "triton", "openvino"):
+            monkeypatch.setattr(importlib.util, "find_spec", lambda m, gone=absent: m != gone)
+            wanted = ["ort"] + ["openvino"] * (absent != "openvino")
+            wanted += ["triton"] * (there and absent not in ("torch", "triton"))
+            assert bench._usable() == wanted
 
 
 def test_bench_and_its_comparison(here: Path, fr: Call) -> None:

@@ -283,6 +283,10 @@ def test_missing_and_broken_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     core, optional = doctor._backends()
     assert (core.status, optional.status) == ("fail", "ok")
     assert "fastrestore[openvino]" in optional.detail
+    monkeypatch.setattr(doctor, "BACKENDS", {"triton": "no_triton_"})
+    (optional,) = doctor._backends()
+    assert (optional.status, optional.mend) == ("ok", "")
+    assert "fastrestore[kernels]" in optional.detail
 
     def broken(name: str) -> None:
         raise ImportError("undefined symbol: foo")
@@ -292,6 +296,34 @@ def test_missing_and_broken_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     (check,) = doctor._backends()
     assert (check.status, check.detail) == ("fail", "ImportError: undefined symbol: foo")
     assert "--force-reinstall json" in check.mend
+
+
+def test_a_backend_without_its_device_is_not_tried(
+    weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (weights / "tiny.onnx").write_bytes(model_bytes())
+    run_with(monkeypatch, lambda frame: frame)
+    monkeypatch.setattr(doctor, "BACKENDS", {"ort": "json", "triton": "json"})
+    for there, runs in ((False, ["ort"]), (True, ["ort", "triton"])):
+        monkeypatch.setattr(environment, "has_cuda_device", lambda there=there: there)
+        found = list(doctor._backends())
+        assert [c.status for c in found] == ["ok", "ok"]
+        assert ("no CUDA device" in found[1].detail) is not there
+        assert [c.name for c in models()[1:]] == [f"run tiny on {name}" for name in runs]
+
+
+@pytest.mark.parametrize(("answer", "there"), [(0, True), (100, False), (None, False)])
+def test_the_cuda_driver_is_asked(
+    monkeypatch: pytest.MonkeyPatch, answer: int | None, there: bool
+) -> None:
+    def load(name: str) -> Any:
+        assert name == "libcuda.so.1"
+        if answer is None:
+            raise OSError("libcuda.so.1: cannot open shared object file")
+        return SimpleNamespace(cuInit=lambda flags: answer)
+
+    monkeypatch.setattr(environment.ctypes, "CDLL", load)
+    assert environment.has_cuda_device() is there
 
 
 def test_a_step_that_breaks_does_not_end_the_doctor() -> None:
