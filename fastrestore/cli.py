@@ -26,6 +26,7 @@ COMMANDS = {
     "demo": ("fastrestore.commands.demo", "", "Damage and restore the built-in samples."),
     "degrade": ("fastrestore.commands.degrade", "", "Damage pictures on purpose, seeded."),
     "models": ("fastrestore.commands.models", "", "List shipped models and model sizes."),
+    "build-engine": ("fastrestore.export.build_command", "rtx", "Build a checked TensorRT engine."),
     "engines": ("fastrestore.commands.engines", "", "List, check and remove built engines."),
     "doctor": ("fastrestore.commands.doctor", "", "Check this installation."),
     "bench": ("fastrestore.commands.bench", "", "Measure latency on this machine."),

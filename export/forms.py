@@ -1,0 +1,188 @@
+"""The graph of one model in the precision that an engine is to have, made in memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import onnx
+from onnx import ModelProto
+
+from fastrestore.arrays import U8
+from fastrestore.atomic import label
+from fastrestore.backend import find_model, read_model
+from fastrestore.engine_record import ModelRecord, Precision
+from fastrestore.errors import InputError, ModelError
+from fastrestore.export.overflow import check_fp16, saturated_inputs
+from fastrestore.export.precision import to_bf16, to_fp16
+from fastrestore.export.quantize import calibration_inputs, quantize, read_record
+
+CALIBRATION_MOST = 64  # pictures: 16 were as good as 48
+CALIBRATION_LEAST = 8
+CROPS = 48
+CHECKED = 4  # damaged samples, beside the saturated inputs
+CHECK_PX = 64  # the peaks are those of 128 px within a tenth, in a third of the time
+SEED = 10
+INT8_SUFFIX = ".int8.onnx"
+
+
+class Source:
+    """A model file and the forms that are made from it, each once."""
+
+    def __init__(self, model: str | Path, calibration: Path | None = None) -> None:
+        """Read the file.
+
+        Args:
+            model: A shipped model's name, or the path of an ONNX file with a spec.
+            calibration: Folder of pictures for INT8; None = the INT8 file beside the model.
+
+        Raises:
+            ModelError: The model is absent, foreign, damaged or a detector.
+            InputError: The folder has too few pictures.
+        """
+        self.path = find_model(model)
+        self.data, self.spec = read_model(self.path, "restorer")
+        try:
+            self.model = onnx.load_model_from_string(self.data)
+        except Exception as e:  # protobuf's DecodeError shares no base with others but Exception
+            raise ModelError(f"{label(self.path)}: is damaged; export it again") from e
+        self.is_int8 = read_record(self.model) is not None
+        self._pictures = None if calibration is None else read_pictures(calibration)
+
+    @cached_property
+    def record(self) -> ModelRecord:
+        """What the sidecar says of the file, whatever the form."""
+        digest = hashlib.sha256(self.data).hexdigest()
+        s = self.spec
+        return ModelRecord(s.name, s.version, digest, s.track, s.licence)
+
+    @property
+    def has_int8(self) -> bool:
+        """Whether an INT8 form can be made."""
+        return self.is_int8 or self._pictures is not None or self._int8_path.is_file()
+
+    @property
+    def _int8_path(self) -> Path:
+        return self.path.with_name(self.path.stem + INT8_SUFFIX)
+
+    def flag(self, precision: Precision) -> str:
+        """Return what else makes an engine another one: the digest of an own calibration."""
+        if precision != "int8" or self._pictures is None or self.is_int8:
+            return ""
+        digest = hashlib.sha256(self._int8.SerializeToString(deterministic=True)).hexdigest()
+        return f"CALIBRATION_{digest[:12]}"
+
+    def form(self, precision: Precision) -> ModelProto:
+        """Return the graph in one precision, with functions or without.
+
+        Raises:
+            InputError: No INT8 form, or the file is INT8 and another precision is asked for.
+            ModelError: FP16 cannot hold what happens inside, the line names the layer; or the
+                INT8 file is of another model.
+        """
+        if self.is_int8 and precision != "int8":
+            raise InputError(
+                f"{label(self.path)}: is INT8 already; give --precision int8, or the FP32 file"
+            )
+        if precision == "fp32":
+            return self.model
+        if precision == "bf16":
+            return to_bf16(self.model)
+        if precision == "fp16":
+            self.check_half()
+            return to_fp16(self.model)
+        if not self.is_int8:
+            self.check_half()
+        return to_fp16(self._int8)  # what is not INT8 runs in FP16
+
+    def check_half(self) -> None:
+        """Make sure that FP16 can hold every inner value.
+
+        Raises:
+            ModelError: It cannot; the line names the layer.
+        """
+        _ = self._checked
+
+    @cached_property
+    def _checked(self) -> bool:
+        pictures = self._pictures or shipped_samples()
+        some = list(calibration_inputs(pictures, CHECKED, SEED, model=self.model))
+        check_fp16(self.model, [*some, *saturated_inputs(CHECK_PX)])
+        return True
+
+    @cached_property
+    def _int8(self) -> ModelProto:
+        if self.is_int8:
+            return self.model
+        keep: Sequence[str] = ()
+        beside = self._beside() if self._int8_path.is_file() else None
+        if self._pictures is None:
+            if beside is None:
+                raise InputError(
+                    f"{label(self.path)}: has no {label(self._int8_path.name)} beside it; add "
+                    f"--calibration DIR with {CALIBRATION_LEAST} or more pictures, or use fp16"
+                )
+            return beside
+        if beside is not None and (record := read_record(beside)) is not None:
+            keep = record.keep  # which layers cannot stand INT8 does not hang on the pictures
+        inputs = calibration_inputs(self._pictures, CROPS, SEED, model=self.model)
+        return quantize(self.model, inputs, keep=keep)
+
+    def _beside(self) -> ModelProto:
+        """Read the INT8 file beside the model."""
+        data, spec = read_model(self._int8_path, "restorer")
+        if (spec.name, spec.version, spec.preset) != (
+            self.spec.name,
+            self.spec.version,
+            self.spec.preset,
+        ):
+            raise ModelError(
+                f"{label(self._int8_path)}: is {spec.name} version {spec.version}, the model is "
+                f"{self.spec.name} version {self.spec.version}; add --calibration DIR"
+            )
+        model = onnx.load_model_from_string(data)
+        if read_record(model) is None:
+            raise ModelError(f"{label(self._int8_path)}: is not INT8; add --calibration DIR")
+        return model
+
+
+def read_pictures(folder: Path) -> list[U8]:
+    """Read up to `CALIBRATION_MOST` pictures of a folder, by name.
+
+    Raises:
+        InputError: No such folder, or too few pictures.
+    """
+    from fastrestore.images import is_picture, read_picture
+
+    try:
+        paths = sorted(p for p in folder.iterdir() if is_picture(p))
+    except OSError as e:
+        raise InputError(f"{label(folder)}: cannot be read ({e.strerror}); name a folder") from e
+    if len(paths) < CALIBRATION_LEAST:
+        raise InputError(
+            f"{label(folder)}: has {len(paths)} pictures, calibration needs {CALIBRATION_LEAST} "
+            "or more; add some"
+        )
+    return [read_picture(p).rgb for p in paths[:CALIBRATION_MOST]]
+
+
+def shipped_samples() -> list[U8]:
+    """Return the package's own pictures.
+
+    Raises:
+        ModelError: They are missing.
+    """
+    from fastrestore.demo import sample_folder
+    from fastrestore.images import read_picture
+
+    paths = sorted(sample_folder().glob("*.webp"))
+    if not paths:
+        raise ModelError("samples: the package's pictures are missing; install it again")
+    return [read_picture(p).rgb for p in paths]
+
+
+def is_overflow(e: ModelError) -> bool:
+    """Tell whether a form failed because FP16 cannot hold the model."""
+    return "FP16 ends at" in str(e)
