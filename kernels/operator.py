@@ -6,7 +6,6 @@ one of its Triton kernels: just-in-time, ahead-of-time and plugin use start from
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -15,20 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastrestore.kernels.shipped import Axis as Axis
+
 Sizes = Mapping[str, int]
 Inputs = tuple[Any, ...]
 Outputs = tuple[Tensor, ...]
-
-
-class Axis(NamedTuple):
-    """One axis of a launch grid: `ceil(product of the sizes / per)` programs."""
-
-    of: tuple[str, ...] = ()
-    per: int = 1
-
-    def at(self, sizes: Sizes) -> int:
-        """Return the number of programs."""
-        return -(-math.prod(sizes[name] for name in self.of) // self.per)
 
 
 @dataclass(frozen=True, slots=True)
