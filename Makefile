@@ -6,6 +6,7 @@ PYTHON ?= python3
 TORCH_INDEX ?=
 VENV ?= .venv
 RUN := $(VENV)/bin/python
+SETUP = $(if $(filter command,$(origin RUN)),links,venv-dev)
 export PYTHON TORCH_INDEX VENV
 
 # Training: where the pictures are, how long, which preset and track.
@@ -19,7 +20,7 @@ RUNS ?= runs
 free_DATA := --data $(DATA)/free_photos=0.6 --data $(DATA)/free_faces=0.4
 research_DATA := --data $(DATA)/faces=0.9 --data $(DATA)/general=0.1
 
-.PHONY: demo test check lint types table train-cpu gpu-train gpu-check ablation links venv-core venv-dev clean
+.PHONY: demo test check lint types table train-cpu gpu-train gpu-check gpu-bench kernels-gate kernels-ptx kernels-triton ablation links venv-core venv-dev clean
 demo: venv-core
 	@$(RUN) -m fastrestore demo --output demo
 test: venv-dev
@@ -52,8 +53,32 @@ gpu-train: venv-dev
 	$(call train,--device cuda --workers 8 --decay 0.05 --batch 64,-gpu,)
 ablation: venv-dev
 	@OMP_NUM_THREADS=1 nice -n 10 $(RUN) benchmarks/ablation.py $(ARGS)
-gpu-check: venv-dev
-	@$(RUN) -m pytest -m gpu --runslow $(ARGS)
+# On a card; RUN=python takes the environment at hand, with its torch for CUDA.
+# gpu-check: every test that needs one, then our kernels on small cases under compute-sanitizer.
+gpu-check: $(SETUP)
+	@$(RUN) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("gpu-check: no CUDA device")'
+	@timeout 300 $(RUN) -m pytest -m gpu --runslow $(ARGS)
+	@command -v compute-sanitizer >/dev/null || \
+	  { echo "gpu-check: left out memcheck, racecheck: no compute-sanitizer (CUDA toolkit) on PATH"; exit; }; \
+	for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 timeout 120 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(RUN) -m pytest -q -m gpu tests/kernels/test_device.py -k kernels_agree_with || exit 1; done
+# Nine minutes; the same command goes on, and exits with 1 as long as something is left.
+gpu-bench: $(SETUP)
+	@PYTHONPATH=. $(RUN) benchmarks/bench_kernels.py --minutes 9 $(ARGS)
+# What every kernel takes on every chip, a process a chip; no GPU needed.
+kernels-gate: $(SETUP)
+	@$(RUN) -c 'from fastrestore.kernels.assemble import ARCHS; print(*ARCHS)' | xargs -n 1 -P $$(nproc) \
+	  $(RUN) -m fastrestore.kernels.compile gate $(ARGS) --arch
+# The PTX that ships, written anew after a change.
+kernels-ptx: $(SETUP)
+	@$(RUN) -m fastrestore.kernels.compile ptx $(ARGS)
+# The kernels' tests on another Triton, which comes into a folder of its own.
+TRITON ?= 3.6.0
+kernels-triton: $(SETUP)
+	@[ -d .triton/$(TRITON) ] || \
+	  $(RUN) -m pip install -q --no-deps --target .triton/$(TRITON) triton==$(TRITON)
+	@PYTHONPATH=.triton/$(TRITON) $(RUN) -m pytest tests/kernels $(ARGS)
 venv-core: links
 	@.ci/venv core
 venv-dev: links

@@ -17,6 +17,7 @@ pytest.importorskip("torch")
 from fastrestore.errors import InputError
 from fastrestore.kernels import gate
 from fastrestore.kernels.assemble import ARCHS
+from fastrestore.kernels.registry import launches
 
 ROOT = Path(__file__).resolve().parents[2]
 ENV = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
@@ -213,3 +214,8 @@ def test_committed_registers_are_possible() -> None:
         for name, archs in launches.items():
             assert set(archs) == set(ARCHS), name
             assert all(8 <= count <= 255 for count in archs.values()), name
+
+
+def test_committed_registers_are_those_of_the_launches() -> None:
+    for committed in gate.read(gate.COMMITTED).values():
+        assert set(committed) == {launch.name for launch in launches()}
