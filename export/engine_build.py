@@ -180,7 +180,9 @@ def _with_plugins(request: Request, plain: Plan, notes: list[str]) -> Plan | Non
     if reason is None:
         candidate = Candidate(plain.candidate.precision, True)
         return Plan(candidate, _record(request, candidate, prepared), prepared)
-    if request.plugins == "on" and request.precision != "auto":
+    if request.plugins == "on" and (
+        request.precision != "auto" or plain.candidate.precision == "fp16"
+    ):
         raise EngineError(f"{reason}; leave --plugins off")
     notes.append(reason)
     return None
