@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from fastrestore.engine_record import DeviceRecord
@@ -15,8 +13,6 @@ from fastrestore.environment import memory_mb
 from fastrestore.errors import EngineError, MissingExtraError
 
 SHARE = 2  # of free memory, at most one half goes to a layer's workspace
-_TEGRA = re.compile(r"R(\d+)\b.*?REVISION:\s*([\d.]+)")
-_VERSION = re.compile(r"\b\d{3,}(?:\.\d+)+\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,28 +102,3 @@ def look(index: int | None, is_needed: bool) -> Host:
 
 def _cuda() -> Any:
     return importlib.import_module("fastrestore.cuda")
-
-
-def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the driver's version, None without one or where the system does not tell."""
-    found = _VERSION.search(_read(path))
-    return found.group() if found else None
-
-
-def jetpack_version(path: Path = Path("/etc/nv_tegra_release")) -> str | None:
-    """Return a Jetson's release as `L4T 36.4.3`, None elsewhere."""
-    found = _TEGRA.search(_read(path))
-    return f"L4T {found.group(1)}.{found.group(2)}" if found else None
-
-
-def power_mode(path: Path = Path("/var/lib/nvpmodel/status")) -> str | None:
-    """Return the number of a Jetson's power mode, None elsewhere."""
-    found = re.search(r"pmode:\s*0*(\d+)", _read(path))
-    return found.group(1) if found else None
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

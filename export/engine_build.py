@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from onnx import ModelProto
 
+from fastrestore import jetson
 from fastrestore._version import __version__
 from fastrestore.atomic import label
 from fastrestore.backends.ort import OrtBackend
@@ -30,7 +31,7 @@ from fastrestore.engine_fit import differences, shape_text
 from fastrestore.engine_record import Precision, system
 from fastrestore.errors import EngineError, InputError, ModelError, need
 from fastrestore.export import gate
-from fastrestore.export.build_host import Host, driver_version, jetpack_version, power_mode
+from fastrestore.export.build_host import Host
 from fastrestore.export.builder import Settings, Size, build, profile_of
 from fastrestore.export.candidates import AUTO, Candidate, Tried, choose
 from fastrestore.export.forms import Source, is_overflow
@@ -209,7 +210,7 @@ def _record(request: Request, candidate: Candidate, prepared: Any | None) -> Eng
         compute_capabilities=() if is_tuned else settings.capabilities or PORTABLE,
         plugins={} if prepared is None else prepared.records,
         flags=(flag,) if flag else (),
-        jetpack=jetpack_version(),
+        jetpack=f"L4T {release}" if (release := jetson.release()) else None,
     )
 
 
@@ -320,8 +321,8 @@ def _try_one(request: Request, plan: Plan, say: Say) -> Result:
         plan.record,
         opt_level=built.opt_level,
         build_seconds=round(built.seconds, 3),
-        driver=driver_version(),
-        power_mode=power_mode(),
+        driver=jetson.driver_version(),
+        power_mode=str(mode.number) if (mode := jetson.power_mode()) else None,
     )
     if not _can_run(request, record):
         return Result(plan, built.data, record, Tried(plan.candidate))

@@ -2,7 +2,8 @@
 
 Every check ends in one line: what was found and, unless all is well, how to mend it. Optional
 parts that are absent are `ok`. Nothing is written but one temporary file, and torch is
-looked up; it is imported only where the backend on it can run.
+looked up; it is imported only where the backend on it can run. The driver, the CUDA bindings and
+TensorRT are asked in other processes.
 """
 
 from __future__ import annotations
@@ -18,17 +19,18 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from fastrestore import environment
+from fastrestore import doctor_engines, doctor_gpu, doctor_jetson, doctor_tensorrt, environment
 from fastrestore.backend import open_backend, weights_folder
 from fastrestore.detect import Detector
+from fastrestore.doctor_check import Check, Status, broken, guarded
+from fastrestore.engine_record import TITLES
 from fastrestore.errors import FastRestoreError, ModelError
 from fastrestore.spec import ModelSpec, read_spec
 
-Status = Literal["ok", "warn", "fail"]
 SCHEMA = 1
 PYTHON = (3, 10)
 LOW_MEMORY_MB = 1024  # a 12 megapixel photograph, or 720p video with its encoder
@@ -39,6 +41,8 @@ OPTIONAL_BACKENDS = {"openvino": "openvino", "triton": "kernels"}  # their extra
 CUDA_BACKENDS = ("triton",)
 EXTRAS = {"torch": "train", "onnx": "export", "skimage": "evaluate"}
 SIDE_PX = 64
+# distributions that bring the module `onnxruntime`: of two, each has overwritten parts of the other
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino")
 KNOWN_LEVELS = 2  # a known pixel at sigma 0 may differ by this much inside the graph
 
 
@@ -53,7 +57,7 @@ class Need:
 
 CORE = (
     Need("numpy", "1.26", ("numpy",)),
-    Need("onnxruntime", "1.20", ("onnxruntime", "onnxruntime-gpu")),
+    Need("onnxruntime", "1.20", RUNTIMES),
     Need(
         "cv2",
         "4.9",
@@ -71,18 +75,14 @@ CORE = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One finding; `mend` says what to do and is empty when nothing needs doing."""
-
-    name: str
-    status: Status
-    detail: str
-    mend: str = ""
-
-
 def checks() -> list[Check]:
-    """Run all checks, the tiny runs of the shipped models last. Takes a second or two."""
+    """Run all checks, the tiny runs of the shipped models last.
+
+    Takes a few seconds, and some more if a driver does not answer.
+    """
+    gpu = doctor_gpu.look()
+    has_device = bool(gpu.devices)
+    has_runtime = any(doctor_tensorrt.is_installed(product) for product in TITLES)
     steps: list[tuple[str, Callable[[], Iterator[Check]]]] = [
         ("python", _python),
         ("packages", _packages),
@@ -91,10 +91,15 @@ def checks() -> list[Check]:
         ("memory", _memory),
         ("temp folder", _temp_folder),
         ("codecs", _codecs),
-        ("backends", _backends),
-        ("models", _models),
+        ("Jetson", doctor_jetson.board),
+        ("GPU", lambda: doctor_gpu.driver(gpu)),
+        ("CUDA binding", lambda: doctor_gpu.bindings(gpu, has_runtime)),
+        ("TensorRT", lambda: doctor_tensorrt.runtimes(gpu)),
+        ("engines", lambda: doctor_engines.engines(gpu, has_runtime)),
+        ("backends", lambda: _backends(has_device)),
+        ("models", lambda: _models(has_device)),
     ]
-    return [check for name, step in steps for check in _guarded(name, step)]
+    return [check for name, step in steps for check in guarded(name, step)]
 
 
 def worst(found: Sequence[Check]) -> Status:
@@ -114,20 +119,6 @@ def to_json(found: Sequence[Check]) -> str:
     return json.dumps(report, indent=1) + "\n"
 
 
-def _guarded(name: str, step: Callable[[], Iterator[Check]]) -> Iterator[Check]:
-    """Pass on a step's findings; a step that breaks is a finding, not the end of the doctor."""
-    try:
-        yield from step()
-    except Exception as e:  # a broken library can raise anything, and to say so is the task
-        yield _broken(name, e, "reinstall fastrestore and what it needs")
-
-
-def _broken(name: str, e: Exception, mend: str) -> Check:
-    text = str(e).strip().split("\n")[0]
-    detail = text if isinstance(e, FastRestoreError) else f"{type(e).__name__}: {text}"
-    return Check(name, "fail", detail, mend)
-
-
 def _python() -> Iterator[Check]:
     version = platform.python_version()
     if sys.version_info[:2] >= PYTHON:
@@ -139,14 +130,12 @@ def _python() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     yield from (_package(need) for need in CORE)
-    both = [environment.package_version(d) for d in ("onnxruntime", "onnxruntime-gpu")]
-    if all(both):
-        yield Check(
-            "onnxruntime twice",
-            "warn",
-            f"onnxruntime {both[0]} and onnxruntime-gpu {both[1]} overwrite each other",
-            "pip uninstall -y onnxruntime-gpu; pip install --force-reinstall onnxruntime",
-        )
+    several = [f"{d} {v}" for d in RUNTIMES if (v := environment.package_version(d))]
+    if len(several) > 1:
+        names = " ".join(d for d in RUNTIMES if environment.package_version(d))
+        mend = f"pip uninstall -y {names} && pip install onnxruntime"
+        detail = f"{' and '.join(several)} overwrite each other"
+        yield Check("onnxruntime twice", "warn", detail, mend)
 
 
 def _package(need: Need) -> Check:
@@ -230,7 +219,7 @@ def _codecs() -> Iterator[Check]:
             yield Check(name, "ok", "encoder present")
 
 
-def _backends() -> Iterator[Check]:
+def _backends(has_device: bool) -> Iterator[Check]:
     """Import each backend's library: this is where a damaged installation shows."""
     for name, module in BACKENDS.items():
         label = f"backend {name}"
@@ -242,22 +231,29 @@ def _backends() -> Iterator[Check]:
             else:
                 yield Check(label, "fail", "not installed", f"pip install {module}")
             continue
-        if not _has_device(name):
-            yield Check(label, "ok", "not used: no CUDA device here")
+        unused = _unused(name, has_device)
+        if unused:
+            yield Check(label, "ok", f"not used: {unused}")
             continue
         try:
             version = getattr(importlib.import_module(module), "__version__", "unknown version")
-        except Exception as e:  # see _guarded
-            yield _broken(label, e, f"pip install --force-reinstall {module}")
+        except Exception as e:  # see doctor_check.guarded
+            yield broken(label, e, f"pip install --force-reinstall {module}")
         else:
             yield Check(label, "ok", f"{module} {version}")
 
 
-def _has_device(backend: str) -> bool:
-    return backend not in CUDA_BACKENDS or environment.has_cuda_device()
+def _unused(backend: str, has_device: bool) -> str:
+    """Return why a backend that is installed cannot be of use here; empty if it can."""
+    if backend not in CUDA_BACKENDS:
+        return ""
+    if not has_device:
+        return "no CUDA device here"
+    torch = environment.package_version("torch") or ""
+    return f"torch {torch} is made for the processor" if "+cpu" in torch else ""
 
 
-def _models() -> Iterator[Check]:
+def _models(has_device: bool) -> Iterator[Check]:
     """Check every shipped model: readable, the file its card describes, and alive."""
     folder = weights_folder()
     models = sorted(folder.glob("*.onnx"), key=lambda p: p.stem)
@@ -267,14 +263,15 @@ def _models() -> Iterator[Check]:
         try:
             spec, check = _model_file(path)
         except (FastRestoreError, OSError) as e:
-            yield _broken(f"model {path.stem}", e, "reinstall fastrestore")
+            yield broken(f"model {path.stem}", e, "reinstall fastrestore")
             continue
         yield check
         if spec.kind == "detector":
             yield _tiny_search(path)
             continue
         for backend, module in BACKENDS.items():
-            if importlib.util.find_spec(module) is not None and _has_device(backend):
+            is_installed = importlib.util.find_spec(module) is not None
+            if is_installed and not _unused(backend, has_device):
                 yield _tiny_run(path, backend)
 
 
@@ -308,8 +305,8 @@ def _tiny_search(path: Path) -> Check:
     try:
         with Detector(path, threads=1) as detector:
             found = detector.probability(np.zeros((SIDE_PX, SIDE_PX, 3), np.uint8))
-    except Exception as e:  # see _guarded
-        return _broken(name, e, f"reinstall {BACKENDS['ort']} and fastrestore")
+    except Exception as e:  # see doctor_check.guarded
+        return broken(name, e, f"reinstall {BACKENDS['ort']} and fastrestore")
     return Check(name, "ok", f"{found.shape[1]}x{found.shape[0]} px searched")
 
 
@@ -331,8 +328,8 @@ def _tiny_run(path: Path, backend: str) -> Check:
         for what, got, like in (("picture", restored, frame), ("state", next_state, state)):
             if got.dtype != np.uint8 or got.shape != like.shape:
                 raise ModelError(f"{what} came out as {got.dtype} {got.shape}")
-    except Exception as e:  # see _guarded
-        return _broken(name, e, mend)
+    except Exception as e:  # see doctor_check.guarded
+        return broken(name, e, mend)
     known = (mask == 0)[..., 0]
     levels = int(np.abs(restored[known].astype(int) - frame[known].astype(int)).max())
     if levels > KNOWN_LEVELS:

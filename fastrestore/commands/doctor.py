@@ -10,7 +10,10 @@ _MARKS = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
 @click.command("doctor")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 def command(as_json: bool) -> int:
-    """Check this installation: packages, models, backends, codecs. Exit code 4 if one fails.
+    """Check this installation, and the GPU, if there is one, with all that engines need of it.
+
+    Packages, codecs, backends and models; driver, CUDA binding, TensorRT, the cache of engines, and
+    a Jetson's power mode, clocks and memory. Exit code 4 if a check fails.
 
     \b
     fastrestore doctor

@@ -26,7 +26,7 @@ from fastrestore.engine_file import DeviceRecord, EngineRecord, Verification, re
 from fastrestore.errors import EngineError, InputError
 from fastrestore.export import build_command, build_host, forms, gate
 from fastrestore.export.build_command import command, read_sizes
-from fastrestore.export.build_host import Host, driver_version, jetpack_version, look, power_mode
+from fastrestore.export.build_host import Host, look
 from fastrestore.export.gate import Verdict
 from fastrestore.export.quantize import Loss
 from fastrestore.export.toolkit import Toolkit, installed
@@ -374,24 +374,6 @@ def test_integrated_devices_are_capped_by_the_systems_memory(
     assert host.workspace_bytes(100, print) == 100 << 20
 
 
-def test_what_the_machines_files_say(tmp_path: Path) -> None:
-    file = tmp_path / "x"
-    file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  540.4.0  Release\n")
-    assert driver_version(file) == "540.4.0"
-    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12\n")
-    assert driver_version(file) == "535.183.01"
-    file.write_text("# R36 (release), REVISION: 4.3, GCID: 38968081, BOARD: generic, EABI: aarch64")
-    assert jetpack_version(file) == "L4T 36.4.3"
-    file.write_text("pmode:0002\n")
-    assert power_mode(file) == "2"
-    absent = tmp_path / "absent"
-    assert (driver_version(absent), jetpack_version(absent), power_mode(absent)) == (None,) * 3
-
-
-# the real TensorRT-RTX
-
-
-@needs_rtx
 def test_rtx_builds_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(index: int) -> Any:
         raise EngineError("no driver")

@@ -19,7 +19,8 @@ import pytest
 
 from fastrestore import doctor, environment
 from fastrestore.arrays import F32, U8
-from fastrestore.doctor import Check, Need
+from fastrestore.doctor import Need
+from fastrestore.doctor_check import Check, broken, guarded
 from fastrestore.errors import ModelError
 from fastrestore.spec import KEY, ModelSpec
 
@@ -65,8 +66,8 @@ def run_with(monkeypatch: pytest.MonkeyPatch, spoil: Callable[[U8], U8]) -> Fake
     return backend
 
 
-def models() -> list[Check]:
-    return list(doctor._models())
+def models(has_device: bool = False) -> list[Check]:
+    return list(doctor._models(has_device))
 
 
 def test_a_good_model_passes(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,13 +211,16 @@ def test_core_packages_are_those_of_the_project_file() -> None:
 
 
 def test_both_onnxruntime_distributions_are_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"onnxruntime", *(d for need in doctor.CORE for d in need.distributions[:1])}
     monkeypatch.setattr(
-        environment, "package_version", lambda name: None if name == "onnxruntime-gpu" else "99.0"
+        environment, "package_version", lambda name: "99.0" if name in present else None
     )
     assert {c.status for c in doctor._packages()} == {"ok"}
-    monkeypatch.setattr(environment, "package_version", lambda name: "99.0")
+    present.add("onnxruntime-gpu")
     (twice,) = (c for c in doctor._packages() if c.status != "ok")
     assert (twice.name, twice.status) == ("onnxruntime twice", "warn")
+    assert twice.detail == "onnxruntime 99.0 and onnxruntime-gpu 99.0 overwrite each other"
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu && " in twice.mend
     assert any("both installed" in w for w in environment.describe()["warnings"])
 
 
@@ -280,11 +284,11 @@ def test_busy_cores(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_missing_and_broken_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "BACKENDS", {"ort": "no_ort_", "openvino": "no_openvino_"})
-    core, optional = doctor._backends()
+    core, optional = doctor._backends(has_device=False)
     assert (core.status, optional.status) == ("fail", "ok")
     assert "fastrestore[openvino]" in optional.detail
     monkeypatch.setattr(doctor, "BACKENDS", {"triton": "no_triton_"})
-    (optional,) = doctor._backends()
+    (optional,) = doctor._backends(has_device=False)
     assert (optional.status, optional.mend) == ("ok", "")
     assert "fastrestore[kernels]" in optional.detail
 
@@ -293,7 +297,7 @@ def test_missing_and_broken_backends(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(doctor, "BACKENDS", {"ort": "json"})
     monkeypatch.setattr(importlib, "import_module", broken)
-    (check,) = doctor._backends()
+    (check,) = doctor._backends(has_device=False)
     assert (check.status, check.detail) == ("fail", "ImportError: undefined symbol: foo")
     assert "--force-reinstall json" in check.mend
 
@@ -304,12 +308,16 @@ def test_a_backend_without_its_device_is_not_tried(
     (weights / "tiny.onnx").write_bytes(model_bytes())
     run_with(monkeypatch, lambda frame: frame)
     monkeypatch.setattr(doctor, "BACKENDS", {"ort": "json", "triton": "json"})
+    torch = ["2.13.0+cu126"]
+    monkeypatch.setattr(environment, "package_version", lambda name: torch[0])
     for there, runs in ((False, ["ort"]), (True, ["ort", "triton"])):
-        monkeypatch.setattr(environment, "has_cuda_device", lambda there=there: there)
-        found = list(doctor._backends())
+        found = list(doctor._backends(there))
         assert [c.status for c in found] == ["ok", "ok"]
         assert ("no CUDA device" in found[1].detail) is not there
-        assert [c.name for c in models()[1:]] == [f"run tiny on {name}" for name in runs]
+        assert [c.name for c in models(there)[1:]] == [f"run tiny on {name}" for name in runs]
+    torch[0] = "2.13.0+cpu"
+    assert "made for the processor" in list(doctor._backends(has_device=True))[1].detail
+    assert [c.name for c in models(has_device=True)[1:]] == ["run tiny on ort"]
 
 
 @pytest.mark.parametrize(("answer", "there"), [(0, True), (100, False), (None, False)])
@@ -331,8 +339,8 @@ def test_a_step_that_breaks_does_not_end_the_doctor() -> None:
         yield Check("a", "ok", "fine")
         raise RuntimeError("boom")
 
-    assert [(c.name, c.status) for c in doctor._guarded("b", step)] == [("a", "ok"), ("b", "fail")]
-    said = doctor._broken("c", ModelError("x.onnx: bad"), "mend").detail
+    assert [(c.name, c.status) for c in guarded("b", step)] == [("a", "ok"), ("b", "fail")]
+    said = broken("c", ModelError("x.onnx: bad"), "mend").detail
     assert said == "x.onnx: bad"  # our own errors need no class name
 
 
