@@ -17,7 +17,7 @@ import numpy as np
 
 from fastrestore.arrays import F32, U8
 from fastrestore.atomic import label
-from fastrestore.backend import Backend, find_model, read_model, weights_folder
+from fastrestore.backend import Backend, find_model, read_model, shipped_models
 from fastrestore.backends.ort import OrtBackend
 from fastrestore.degrade import add_noise, make_mask, punch
 from fastrestore.engine_file import (
@@ -353,7 +353,7 @@ def _model_of(record: EngineRecord, model: str | Path | None) -> Path:
     """Return the ONNX file of an engine."""
     import hashlib
 
-    places = [find_model(model)] if model is not None else sorted(weights_folder().glob("*.onnx"))
+    places = [find_model(model)] if model is not None else shipped_models()
     for place in places:
         if hashlib.sha256(place.read_bytes()).hexdigest() == record.model.sha256:
             return place

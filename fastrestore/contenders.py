@@ -115,7 +115,9 @@ def our_contenders(
         Contender(name, TOLD, identity, _rounded_noise, _denoised(restorer, told=True)),
     ]
     if raw:
-        whole = open_backend(model, backend, threads)
+        # An engine takes batches of its own sizes alone
+        has_sizes = restorer.backend in ("tensorrt", "rtx")
+        whole = open_backend(model, "ort" if has_sizes else backend, threads)
         stack.callback(whole.close)
         found.append(Contender(name, RAW, identity, _holes_alone, _raw(whole)))
     if detector is not None:

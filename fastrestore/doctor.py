@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from fastrestore import doctor_engines, doctor_gpu, doctor_jetson, doctor_tensorrt, environment
-from fastrestore.backend import open_backend, weights_folder
+from fastrestore.backend import open_backend, shipped_models
 from fastrestore.detect import Detector
 from fastrestore.doctor_check import Check, Status, broken, guarded
 from fastrestore.engine_record import TITLES
@@ -255,8 +255,7 @@ def _unused(backend: str, has_device: bool) -> str:
 
 def _models(has_device: bool) -> Iterator[Check]:
     """Check every shipped model: readable, the file its card describes, and alive."""
-    folder = weights_folder()
-    models = sorted(folder.glob("*.onnx"), key=lambda p: p.stem)
+    models = shipped_models()
     if not models:
         yield Check("models", "fail", "none shipped", "reinstall fastrestore, or use --model FILE")
     for path in models:

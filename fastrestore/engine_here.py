@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from functools import lru_cache
 
-from fastrestore.backend import weights_folder
+from fastrestore.backend import shipped_models
 from fastrestore.cuda import find_device
 from fastrestore.engine_cache import Entry
 from fastrestore.engine_file import DeviceRecord, EngineRecord, Expected
@@ -106,7 +106,7 @@ def _shipped_sha256(record: EngineRecord) -> str | None:
 def _shipped() -> tuple[tuple[str, int, str], ...]:
     """Return name, version and SHA-256 of every shipped model file."""
     found = []
-    for path in sorted(weights_folder().rglob("*.onnx")):
+    for path in shipped_models():
         data = path.read_bytes()
         spec = read_spec(data, path.name)
         found.append((spec.name, spec.version, hashlib.sha256(data).hexdigest()))

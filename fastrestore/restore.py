@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -10,13 +11,14 @@ from typing import Literal
 import numpy as np
 
 from fastrestore.arrays import F32, U8, check_image
-from fastrestore.backend import open_backend
+from fastrestore.backend import frames_of, open_backend
 from fastrestore.coarse import around, solve, wide_holes
 from fastrestore.errors import InputError
 from fastrestore.masks import as_mask, feather, grow
 from fastrestore.noise import estimate_sigma
 from fastrestore.spec import ModelSpec
 from fastrestore.tiles import LIMIT_PX, Region, plan, within
+from fastrestore.windows import fitting, plan_windows
 
 Sigma = float | Literal["auto"] | None
 SEEN_ONCE = 128  # confidence n / (n + 1) of n = 1 frame, in 255ths
@@ -37,20 +39,30 @@ class Restorer:
         *,
         backend: str = "auto",
         threads: int | None = None,
+        device: int = 0,
+        engine: str | Path | None = None,
+        trust_engine: bool = False,
         limit_px: int = LIMIT_PX,
     ) -> None:
         """Load a model.
 
         Args:
             model: A shipped model's name (`tiny`, `nano`) or the path of an ONNX file.
-            backend: `auto`, `ort`, `openvino` or `triton`.
+            backend: `auto`, `ort`, `openvino`, `tensorrt`, `rtx` or `triton`.
             threads: CPU threads; None = as many as the process may use.
-            limit_px: Largest picture run in one piece; larger ones go in tiles.
+            device: CUDA device, among those that CUDA_VISIBLE_DEVICES leaves.
+            engine: An engine file, instead of those in the cache.
+            trust_engine: Accept an engine that comes from elsewhere.
+            limit_px: Largest picture run in one piece; larger ones go in tiles. An engine's frames
+                decide where one runs.
 
         Raises:
-            ModelError, MissingExtraError, InputError: See `open_backend`.
+            ModelError, EngineError, MissingExtraError, InputError: See `open_backend`.
         """
-        self._backend = open_backend(model, backend, threads)
+        self._backend = open_backend(
+            model, backend, threads, device=device, engine=engine, trust_engine=trust_engine
+        )
+        self._frames = frames_of(self._backend)
         self._limit_px = limit_px
         self._state: U8 | None = None
         self.sigma = 0.0
@@ -152,13 +164,19 @@ class Restorer:
         return hole, grown, float(sigma or 0)
 
     def _plan(self, image: U8, mask: U8 | None, sigma: float) -> list[Region]:
-        h, w = image.shape[:2]
-        holes = [] if mask is None else plan(h, w, mask, self.spec, self._limit_px)
+        size = image.shape[:2]
+        holes = [] if mask is None else self._regions(size, mask)
         if sigma == 0:
             return holes
-        everywhere = plan(h, w, None, self.spec, self._limit_px)
+        everywhere = self._regions(size, None)
         # Tiles cut holes: those are run once more, whole.
         return everywhere if len(everywhere) == 1 else everywhere + holes
+
+    def _regions(self, size: tuple[int, ...], mask: U8 | None) -> list[Region]:
+        h, w = size
+        if self._frames is None:
+            return plan(h, w, mask, self.spec, self._limit_px)
+        return plan_windows(h, w, mask, self.spec, self._frames)
 
     def _restore(
         self,
@@ -185,8 +203,7 @@ class Restorer:
         wide = wide_holes(unseen, self.spec.halo)
         narrow = mask if wide is None else hole & (1 - wide)
         restored = image.copy()
-        for r in self._plan(image, narrow, sigma):
-            out, new = self._run(image, hole, before, sigma, r)
+        for r, out, new in self._run(image, hole, before, sigma, self._plan(image, narrow, sigma)):
             restored[r.kept] = out
             if after is not None:
                 after[r.kept] = new
@@ -198,17 +215,22 @@ class Restorer:
 
     def _run_scale(self, image: U8, mask: U8, state: U8) -> U8:
         """Fill holes on one scale, free of noise; see `coarse.Run`."""
-        (h, w), filled = mask.shape, image.copy()
-        for r in plan(h, w, mask, self.spec, self._limit_px):
-            filled[r.kept], _ = self._run(image, mask, state, 0.0, r)
+        filled = image.copy()
+        for r, out, _ in self._run(image, mask, state, 0.0, self._regions(mask.shape, mask)):
+            filled[r.kept] = out
         return filled
 
-    def _run(self, image: U8, mask: U8, state: U8, sigma: float, r: Region) -> tuple[U8, U8]:
-        """Run one region; return what it keeps of picture and state."""
-        y, x = r.seen
-        out = self._run_padded(image[y, x], mask[y, x], state[y, x], sigma, r.border)
-        inner = within(r.kept, r.seen)
-        return out[0][inner], out[1][inner]
+    def _run(
+        self, image: U8, mask: U8, state: U8, sigma: float, regions: list[Region]
+    ) -> Iterator[tuple[Region, U8, U8]]:
+        """Run regions; yield each with what it keeps of picture and state."""
+        for (y, x), same in groupby(regions, key=lambda r: r.seen):  # several may see the same
+            group = list(same)
+            border = group[0].border
+            out, new = self._run_padded(image[y, x], mask[y, x], state[y, x], sigma, border)
+            for r in group:
+                inner = within(r.kept, r.seen)
+                yield r, out[inner], new[inner]
 
     def _run_padded(
         self, image: U8, mask: U8, state: U8, sigma: float, border: tuple[int, int]
@@ -216,8 +238,10 @@ class Restorer:
         """Repeat the edges up to what the model takes, run, and cut them off again."""
         h, w = mask.shape
         top, left = border
-        m = self.spec.multiple
-        pad = ((top, -(h + top) % m), (left, -(w + left) % m), (0, 0))
+        m, size = self.spec.multiple, (h + top, w + left)
+        fixed = None if self._frames is None else fitting(*size, self._frames, m)
+        rows, cols = fixed or (n + -n % m for n in size)
+        pad = ((top, rows - h - top), (left, cols - w - left), (0, 0))
         frame, hole, past = (
             np.ascontiguousarray(np.pad(a, pad, mode="edge")[None])
             for a in (image, mask[..., None], state)

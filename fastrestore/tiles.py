@@ -44,7 +44,7 @@ class Region:
     border: tuple[int, int]
 
 
-def _region(seen: Rect, kept: Rect) -> Region:
+def region(seen: Rect, kept: Rect) -> Region:
     """Make a region; only one that starts at the picture's edge has a border."""
     top, left = (BORDER_PX if s.start == 0 else 0 for s in seen)
     return Region(seen, kept, (top, left))
@@ -77,12 +77,12 @@ def plan(
 
     regions: list[Region] = []
     for hole in components(mask, 2 * halo):
-        seen = _widen(hole, whole, halo, grid)
+        seen = widen(hole, whole, halo, grid)
         if _area(seen) <= limit_px:
-            regions.append(_region(seen, hole))
+            regions.append(region(seen, hole))
             continue
         # A tile must see the far rim of every hole that it fills a part of.
-        reach = max(SEAM_PX, halo + 2 * _radius(mask, hole))
+        reach = max(SEAM_PX, halo + 2 * radius(mask, hole))
         tiles = _tiles(seen, hole, grid, -(-reach // grid) * grid, limit_px)
         regions += [r for r in tiles if mask[r.kept].any()]
     return regions
@@ -95,7 +95,7 @@ def distance(mask: U8) -> F32:
     return np.asarray(cv2.distanceTransform(mask, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
 
 
-def _radius(mask: U8, hole: Rect) -> int:
+def radius(mask: U8, hole: Rect) -> int:
     """Return the distance to what is known, at most, from any pixel of the holes in a rectangle."""
     rows, cols = (slice(max(0, s.start - 1), s.stop + 1) for s in hole)  # one px of what is known
     return min(int(distance(mask[rows, cols]).max()) + 1, WIDE_PX // 2)
@@ -114,7 +114,7 @@ def _area(rect: Rect) -> int:
     return int((rows.stop - rows.start) * (cols.stop - cols.start))
 
 
-def _widen(inner: Rect, whole: Rect, by: int, grid: int) -> Rect:
+def widen(inner: Rect, whole: Rect, by: int, grid: int) -> Rect:
     """Grow a rectangle by `by` px within the picture, its ends out to the grid."""
     rows, cols = (
         slice(max(0, _line(s.start - by, grid)), min(w.stop, _line(s.stop + by - 1, grid) + grid))
@@ -131,16 +131,16 @@ def _line(at: int, grid: int) -> int:
 def _tiles(seen: Rect, kept: Rect, grid: int, halo: int, limit_px: int) -> list[Region]:
     """Split one rectangle into equal tiles of at most `limit_px`, halos overlapping."""
     if _area(seen) <= limit_px:
-        return [_region(seen, kept)]
+        return [region(seen, kept)]
     side = max(int(limit_px**0.5) // grid * grid, 2 * (halo + grid))
     out = []
-    for rows in _spans(seen[0], kept[0], side, grid, halo):
-        for cols in _spans(seen[1], kept[1], side, grid, halo):
-            out.append(_region((rows[0], cols[0]), (rows[1], cols[1])))
+    for rows in spans(seen[0], kept[0], side, grid, halo):
+        for cols in spans(seen[1], kept[1], side, grid, halo):
+            out.append(region((rows[0], cols[0]), (rows[1], cols[1])))
     return out
 
 
-def _spans(seen: slice, kept: slice, side: int, grid: int, halo: int) -> list[tuple[slice, slice]]:
+def spans(seen: slice, kept: slice, side: int, grid: int, halo: int) -> list[tuple[slice, slice]]:
     """Cut one axis into (seen, kept) spans: kept parts meet, seen parts add a halo around."""
     step = (side - 2 * halo) // grid * grid
     out = []

@@ -33,19 +33,29 @@ ERRORS = {
     "OutputError": (5, OSError),
 }
 RESTORER = {
-    "__init__": ["model", "backend", "threads", "limit_px"],
+    "__init__": [
+        "model",
+        "backend",
+        "threads",
+        "device",
+        "engine",
+        "trust_engine",
+        "limit_px",
+    ],
     "__call__": ["image", "mask", "sigma", "grow_px"],
     "frame": ["image", "mask", "sigma", "grow_px"],
     "video": ["frames", "mask", "sigma", "grow_px"],
     "reset": [],
     "close": [],
 }
-KEYWORD_ONLY = {"backend", "threads", "limit_px", "sigma", "grow_px"}
+KEYWORD_ONLY = {*RESTORER["__init__"], "sigma", "grow_px"} - {"model"}
 COMMANDS = [
     "restore",
     "demo",
     "degrade",
     "models",
+    "build-engine",
+    "engines",
     "doctor",
     "bench",
     "evaluate",

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastrestore.atomic import write_file
+from fastrestore.commands.options import device_option
 from fastrestore.errors import InputError, OutputError
 
 if TYPE_CHECKING:
@@ -22,10 +23,11 @@ if TYPE_CHECKING:
     "--backend",
     "backends",
     multiple=True,
-    type=click.Choice(["ort", "openvino", "triton"]),
+    type=click.Choice(["ort", "openvino", "tensorrt", "rtx", "triton"]),
     help="Several times for several.  [all that run here]",
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]")
+@device_option
 @click.option("--size", default="512x512", show_default=True, metavar="WxH", help="Of the picture.")
 @click.option("--hole", type=click.FloatRange(0, 0.9), default=0.05, show_default=True)
 @click.option("--video-size", default="1280x720", show_default=True, metavar="WxH")
@@ -37,6 +39,7 @@ def command(
     models: tuple[str, ...],
     backends: tuple[str, ...],
     threads: int | None,
+    device: int,
     size: str,
     hole: float,
     video_size: str,
@@ -66,9 +69,9 @@ def command(
     picture, frame = _size(size), _size(video_size)
     env = describe()
     runs: list[Run] = []
-    for backend in backends or _usable():
+    for backend in backends or _usable(models, device):
         for model in models:
-            runs += _measure(model, backend, threads, picture, hole, frame, seconds)
+            runs += _measure(model, backend, threads, device, picture, hole, frame, seconds)
     report = Report({**env, "threads": threads}, runs)
     if output:
         write_file(output, report.to_json().encode())
@@ -98,15 +101,17 @@ def _size(text: str) -> tuple[int, int]:
     return h, w
 
 
-def _usable() -> list[str]:
-    """Return the backends that are installed and have their device."""
+def _usable(models: tuple[str, ...], device: int) -> list[str]:
+    """Return the backends that are installed and have their device, or an engine of each model."""
     from importlib.util import find_spec
 
+    from fastrestore.backends.engine_choice import with_engines
     from fastrestore.environment import has_cuda_device
 
     names = ["ort"]
     if find_spec("openvino"):
         names.append("openvino")
+    names += with_engines(models, device)
     if find_spec("torch") and find_spec("triton") and has_cuda_device():
         names.append("triton")
     return names
@@ -116,6 +121,7 @@ def _measure(
     model: str,
     backend: str,
     threads: int | None,
+    device: int,
     picture: tuple[int, int],
     hole: float,
     frame: tuple[int, int],
@@ -123,12 +129,13 @@ def _measure(
 ) -> list[Run]:
     import numpy as np
 
-    from fastrestore.backend import open_backend
+    from fastrestore.backend import frames_of, open_backend
     from fastrestore.bench import Labels, bench_backend, bench_frames, bench_host, time_calls
     from fastrestore.degrade import add_noise
     from fastrestore.demo import sample_folder
     from fastrestore.images import read_picture
     from fastrestore.restore import Restorer
+    from fastrestore.windows import fitting
 
     timer = functools.partial(time_calls, min_s=seconds)
     still = read_picture(sample_folder() / "vegetables.webp").rgb
@@ -137,13 +144,15 @@ def _measure(
         reps = [-(-s // t) for s, t in zip(size, still.shape, strict=False)]
         return np.ascontiguousarray(np.tile(still, (*reps, 1))[: size[0], : size[1]])
 
-    runner = open_backend(model, backend, threads)
-    m = runner.spec.multiple
+    runner = open_backend(model, backend, threads, device=device)
+    m, fixed = runner.spec.multiple, frames_of(runner)
     h, w = (-(-s // m) * m for s in picture)
-    precision = "fp16" if backend == "triton" else "fp32"
+    if fixed is not None:  # an engine's own size, where it does not take this one
+        h, w = fitting(h, w, fixed, m) or fixed[0][1][1:]
+    precision = getattr(runner, "precision", "fp16" if backend == "triton" else "fp32")
     whole = bench_backend(runner, (1, h, w), precision=precision, timer=timer)
     runner.close()
-    with Restorer(model, backend=backend, threads=threads) as restorer:
+    with Restorer(model, backend=backend, threads=threads, device=device) as restorer:
         labels = Labels(restorer.backend, restorer.spec.name, precision)
         image = fit(picture)
         mask = np.zeros(picture, np.uint8)

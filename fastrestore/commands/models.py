@@ -45,11 +45,11 @@ def command(as_json: bool) -> None:
 
 
 def _shipped() -> list[dict[str, Any]]:
-    from fastrestore.backend import weights_folder
+    from fastrestore.backend import shipped_models
     from fastrestore.spec import read_spec
 
     out = []
-    for path in sorted(weights_folder().glob("*.onnx"), key=lambda p: p.stem):
+    for path in shipped_models():
         data = path.read_bytes()
         spec = read_spec(data, path.name)
         out.append(

@@ -22,11 +22,11 @@ def model_options(command: F) -> F:
         click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]"),
         click.option(
             "--backend",
-            type=click.Choice(["auto", "ort", "openvino", "triton"]),
+            type=click.Choice(["auto", "ort", "openvino", "tensorrt", "rtx", "triton"]),
             default="auto",
             show_default=True,
-            help="What runs the model; auto is ort. OpenVINO pays for long videos, triton needs a "
-            "CUDA GPU.",
+            help="What runs the model; auto is a verified engine that fits, else ort. OpenVINO "
+            "pays for long videos; tensorrt, rtx (of `build-engine`) and triton need a CUDA GPU.",
         ),
         click.option(
             "--model",
@@ -38,6 +38,32 @@ def model_options(command: F) -> F:
     ):
         command = option(command)
     return command
+
+
+def engine_options(command: F) -> F:
+    """Add `--device`, `--engine` and `--trust-engine`, as `Restorer` takes them."""
+    for option in (
+        click.option(
+            "--trust-engine",
+            is_flag=True,
+            help="Load an engine that comes from elsewhere; it is a program.",
+        ),
+        click.option("--engine", metavar="FILE", help="An engine, instead of those in the cache."),
+        device_option,
+    ):
+        command = option(command)
+    return command
+
+
+def device_option(command: F) -> F:
+    """Add `--device`."""
+    return click.option(
+        "--device",
+        type=click.IntRange(0),
+        default=0,
+        show_default=True,
+        help="CUDA device, among those that CUDA_VISIBLE_DEVICES leaves.",
+    )(command)
 
 
 class SigmaType(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.5 only

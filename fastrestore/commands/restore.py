@@ -6,12 +6,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fastrestore.atomic import label
-from fastrestore.commands.options import SigmaType, model_options, progress_bar
+from fastrestore.commands.options import SigmaType, engine_options, model_options, progress_bar
 from fastrestore.errors import InputError
 
 if TYPE_CHECKING:
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
 @model_options
+@engine_options
 def command(
     inputs: tuple[str, ...],
     output: str | None,
@@ -97,6 +98,7 @@ def command(
     model: str,
     backend: str,
     threads: int | None,
+    **engine: Any,
 ) -> int:
     """Restore pictures, folders and videos.
 
@@ -137,14 +139,17 @@ def command(
     if "-" in inputs or output == "-":
         if as_json or skip_existing:
             raise InputError("stdin and stdout go without --json and --skip-existing")
-        with Restorer(model, backend=backend, threads=threads) as restorer:
+        with Restorer(model, backend=backend, threads=threads, **engine) as restorer:
             _pipe(inputs, output, mask_out, options, restorer, finder, quiet)
         return 0
     jobs = collect(inputs, output, mask_out)
     if skip_existing:
         jobs = [j for j in jobs if not j.target.exists()]
     outcomes: list[Outcome] = []
-    with Restorer(model, backend=backend, threads=threads) as restorer, progress_bar(quiet) as bar:
+    with (
+        Restorer(model, backend=backend, threads=threads, **engine) as restorer,
+        progress_bar(quiet) as bar,
+    ):
         for i, job in enumerate(jobs):
             head = f"{i + 1}/{len(jobs)} {job.source.name}"
             outcome = run(job, restorer, options, _frames(bar, head), finder)

@@ -82,7 +82,8 @@ def test_a_folder_is_no_model(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "tensorflow", "ORT"])
 def test_unknown_backends_are_refused_with_the_known(name: str) -> None:
-    with pytest.raises(InputError, match=r"not known; choose one of auto, ort, openvino, triton$"):
+    known = "auto, ort, openvino, tensorrt, rtx, triton"
+    with pytest.raises(InputError, match=rf"not known; choose one of {known}$"):
         open_backend("tiny", name)
 
 

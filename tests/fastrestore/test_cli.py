@@ -844,7 +844,7 @@ def test_models(fr: Call) -> None:
     result = fr("models", "--json")
     assert (result.code, result.err) == (0, "")
     found = json.loads(result.out)
-    shipped = sorted(p.stem for p in weights_folder().glob("*.onnx"))
+    shipped = sorted(p.stem for p in weights_folder().glob("*.md"))
     assert [m["name"] for m in found["shipped"]] == shipped
     assert {p["name"] for p in found["presets"]} >= {"nano", "tiny", "base"}
     for model in found["shipped"]:
@@ -900,7 +900,7 @@ def test_bench_takes_the_backends_that_run_here(monkeypatch: pytest.MonkeyPatch)
             monkeypatch.setattr(importlib.util, "find_spec", lambda m, gone=absent: m != gone)
             wanted = ["ort"] + ["openvino"] * (absent != "openvino")
             wanted += ["triton"] * (there and absent not in ("torch", "triton"))
-            assert bench._usable() == wanted
+            assert bench._usable(("tiny",), 0) == wanted
 
 
 def test_bench_and_its_comparison(here: Path, fr: Call) -> None:

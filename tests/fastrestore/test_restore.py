@@ -109,7 +109,7 @@ class Negative:
 @pytest.fixture
 def negative(monkeypatch: pytest.MonkeyPatch) -> Negative:
     backend = Negative()
-    monkeypatch.setattr(restore_module, "open_backend", lambda *_: backend)
+    monkeypatch.setattr(restore_module, "open_backend", lambda *_, **__: backend)
     return backend
 
 
@@ -138,7 +138,7 @@ def test_untouched_pixels_of_any_picture(seed: int, height: int, width: int) -> 
     image = rng.integers(0, 256, (height, width, 3), np.uint8)
     mask = (rng.random((height, width)) < rng.choice([0.01, 0.3, 0.9])).astype(np.uint8)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(restore_module, "open_backend", lambda *_: Negative())
+        patch.setattr(restore_module, "open_backend", lambda *_, **__: Negative())
         restorer = Restorer("any")
     if mask.all():
         with pytest.raises(InputError, match="covers the whole picture"):

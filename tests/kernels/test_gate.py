@@ -210,8 +210,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_committed_registers_are_possible() -> None:
-    for launches in gate.read(gate.COMMITTED).values():
-        for name, archs in launches.items():
+    for committed in gate.read(gate.COMMITTED).values():
+        for name, archs in committed.items():
             assert set(archs) == set(ARCHS), name
             assert all(8 <= count <= 255 for count in archs.values()), name
 
