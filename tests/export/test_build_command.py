@@ -21,11 +21,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from fastrestore.backend import find_model
+from fastrestore.cli import cli
 from fastrestore.engine_cache import build_lock, entries
 from fastrestore.engine_file import DeviceRecord, EngineRecord, Verification, read_record
 from fastrestore.errors import EngineError, InputError
 from fastrestore.export import build_command, build_host, forms, gate
-from fastrestore.export.build_command import command, read_sizes
+from fastrestore.export.build_command import read_sizes
 from fastrestore.export.build_host import Host, look
 from fastrestore.export.gate import Verdict
 from fastrestore.export.quantize import Loss
@@ -106,7 +107,7 @@ def bench(fake_trt: Any, monkeypatch: pytest.MonkeyPatch) -> Bench:
 
 
 def run(*arguments: str) -> Result:
-    return CliRunner().invoke(command, list(arguments))
+    return CliRunner().invoke(cli, ["build-engine", *arguments])
 
 
 def made(*arguments: str) -> EngineRecord:
@@ -248,8 +249,13 @@ def test_auto_measures_again_what_was_built_without_choice(bench: Bench, with_in
     assert made(with_int8, "--for", "64x64").precision == "int8"
 
 
-def test_auto_without_an_int8_file_says_so(bench: Bench) -> None:
-    record = made("nano")
+def alone(folder: Path) -> str:
+    """A model without its INT8 file."""
+    return str(shutil.copy(find_model("nano"), folder / "alone.onnx"))
+
+
+def test_auto_without_an_int8_file_says_so(bench: Bench, tmp_path: Path) -> None:
+    record = made(alone(tmp_path))
     assert record.precision == "fp16"
     assert record.reasons == ("auto: int8: not tried, there is no INT8 file and no --calibration",)
 
@@ -296,9 +302,9 @@ def test_an_output_of_something_else_is_replaced(bench: Bench, tmp_path: Path) -
     assert "-o names one engine, --for asks for 2" in str(result.exception)
 
 
-def test_int8_without_a_file_says_what_to_do(bench: Bench) -> None:
-    result = run("nano", "--precision", "int8")
-    assert "has no nano.int8.onnx beside it; add --calibration DIR" in str(result.exception)
+def test_int8_without_a_file_says_what_to_do(bench: Bench, tmp_path: Path) -> None:
+    result = run(alone(tmp_path), "--precision", "int8")
+    assert "has no alone.int8.onnx beside it; add --calibration DIR" in str(result.exception)
 
 
 def test_an_int8_file_of_another_model_is_refused(bench: Bench, with_int8: str) -> None:

@@ -51,6 +51,8 @@ class Machine:
         monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr(probe, "_SYSTEM", ())
         monkeypatch.setattr(sys, "path", [str(self.site)])
+        for name in ("tensorrt", "tensorrt_rtx", "cuda", "pycuda"):  # of an earlier test
+            monkeypatch.delitem(sys.modules, name, raising=False)
         for module in (doctor_gpu, doctor_tensorrt, engine_here):
             monkeypatch.setattr(module, "package_version", self.packages.get)
         for module in (doctor_gpu, doctor_tensorrt, doctor_engines):

@@ -884,7 +884,7 @@ def test_doctor_of_a_broken_installation(
     from fastrestore import doctor
 
     (here / "broken.onnx").write_text("hello")
-    monkeypatch.setattr(doctor, "weights_folder", lambda: here)
+    monkeypatch.setattr(doctor, "shipped_models", lambda: sorted(here.glob("*.onnx")))
     result = fr("doctor")
     assert (result.code, result.err) == (4, "")
     assert "FAIL  model broken: broken.onnx: not an ONNX file; make one with" in result.out

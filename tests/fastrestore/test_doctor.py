@@ -55,7 +55,7 @@ class FakeBackend:
 
 @pytest.fixture
 def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(doctor, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "shipped_models", lambda: sorted(tmp_path.glob("*.onnx")))
     monkeypatch.setattr(doctor, "BACKENDS", {"ort": "json"})  # any module that is there
     return tmp_path
 

@@ -288,7 +288,7 @@ def test_nothing_native_is_imported_here(monkeypatch: pytest.MonkeyPatch, tmp_pa
     names = ("tensorrt", "tensorrt_rtx", "cuda", "pycuda")
     before = {name for name in names if name in sys.modules}
     monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(doctor, "weights_folder", lambda: tmp_path)
+    monkeypatch.setattr(doctor, "shipped_models", lambda: sorted(tmp_path.glob("*.onnx")))
     monkeypatch.setattr(doctor, "BACKENDS", {})
     found = doctor.checks()
     assert {name for name in names if name in sys.modules} == before
