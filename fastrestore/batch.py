@@ -15,7 +15,7 @@ import numpy as np
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.clip import Progress, restore_clip
-from fastrestore.detect import Detector, check_threshold
+from fastrestore.detect import THRESHOLD, Detector, check_threshold
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.images import (
     WRITTEN,
@@ -91,7 +91,7 @@ class Options:
         mask_colour: `#rrggbb` that marks damage in the picture itself, or None.
         tolerance: Largest difference from that colour, 0-255 in any channel.
         invert: Black = repair in mask files.
-        threshold: Least probability of damage with `auto`, 0 to 1; None = 0.5.
+        threshold: Least probability of damage with `auto`, 0 to 1; None = the detector's own.
         grow_px: Widening of the hole.
         sigma: Noise to remove; see `Restorer`.
         max_pixels: Largest picture or frame.
@@ -130,7 +130,7 @@ class Options:
     @property
     def least(self) -> float:
         """Least probability that counts as damage."""
-        return 0.5 if self.threshold is None else self.threshold
+        return THRESHOLD if self.threshold is None else self.threshold
 
 
 def collect(inputs: Iterable[str], output: str | None, mask_out: str | None = None) -> list[Job]:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fastrestore.train.task import Draw
 
 PRIOR = 0.05  # share of damaged pixels that an untrained network assumes
-UNDAMAGED = 0.35  # share of samples without damage: what a clean picture looks like
+UNDAMAGED = 0.5  # share of samples without damage: what a clean picture looks like
 THIN_PX = 9  # damage that fills little of a window of this side is thin
 THIN_WEIGHT = 1.5  # of a pixel of the thinnest damage, beyond 1
 DICE_WEIGHT = 0.5

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1),
-    help="Of --mask auto: least probability of damage.  [0.5]",
+    help="Of --mask auto: least probability of damage.  [0.7]",
 )
 @click.option(
     "--detector",
