@@ -7,7 +7,7 @@
 Pictures come from DATA (default ../shared/data/test). A set's folder under --runs takes scores,
 report, curve and sheets, and is gone on with; what has no pictures in it is copied to
 results/paper/. New weights under an old name are refused by the ledger: delete the set's folder, or
-give --forget NAME to drop that model's lines. One thread.
+give --forget NAME to drop that model's lines (detector: all that it found). One thread.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def main() -> None:
         sys.exit(f"{DATA}: no test pictures there; set DATA to their folder")
     for name in () if a.print else a.sets:
         for model in a.forget:
-            forget(a.runs / name, Path(MODELS[model]).stem)
+            forget(a.runs / name, model)
         measure(name, a.runs / name, a.classical)
     write_readme("paper", table())
     write_readme("blind", blind_table())
@@ -144,22 +144,25 @@ def say(name: str) -> Any:
     return progress
 
 
-def forget(folder: Path, stem: str) -> None:
-    """Drop the lines of one of our models from a folder, and its identity."""
+def forget(folder: Path, name: str) -> None:
+    """Drop the lines of one of our models, or those that the detector made, and their identity."""
     scores, settings = folder / "scores.csv", folder / "settings.json"
     if not scores.exists():
         return
+
+    def is_old(method: str) -> bool:
+        if name == "detector":
+            return method.endswith(", mask withheld")
+        return re.split(r", | \(", method)[0] == f"fastrestore {Path(MODELS[name]).stem}"
+
     with scores.open(newline="") as f:
         rows = list(csv.reader(f))
-    at = rows[0].index("method")
-    kept = [r for i, r in enumerate(rows) if not i or r[at] != f"fastrestore {stem}"]
+    at = [rows[0].index(column) for column in ("method", "variant")]
+    kept = [r for i, r in enumerate(rows) if not i or not is_old(", ".join(r[j] for j in at))]
     with scores.open("w", newline="") as f:
         csv.writer(f, lineterminator="\n").writerows(kept)
     known = json.loads(settings.read_text())
-    mine = f"fastrestore {stem}"
-    known["methods"] = {
-        k: v for k, v in known["methods"].items() if re.split(r", | \(", k)[0] != mine
-    }
+    known["methods"] = {k: v for k, v in known["methods"].items() if not is_old(k)}
     settings.write_text(json.dumps(known, indent=1))
 
 
