@@ -66,9 +66,10 @@ gpu-check: $(SETUP)
 # Nine minutes; the same command goes on, and exits with 1 as long as something is left.
 gpu-bench: $(SETUP)
 	@PYTHONPATH=. $(RUN) benchmarks/bench_kernels.py --minutes 9 $(ARGS)
-# What every kernel takes on every chip, a process a chip; no GPU needed.
+# What every kernel takes on every chip, a process a chip (with --update one after the other, for they
+# write one file); no GPU needed.
 kernels-gate: $(SETUP)
-	@$(RUN) -c 'from fastrestore.kernels.assemble import ARCHS; print(*ARCHS)' | xargs -n 1 -P $$(nproc) \
+	@$(RUN) -c 'from fastrestore.kernels.assemble import ARCHS; print(*ARCHS)' | xargs -n 1 -P $(if $(findstring --update,$(ARGS)),1,$$(nproc)) \
 	  $(RUN) -m fastrestore.kernels.compile gate $(ARGS) --arch
 # The PTX that ships, written anew after a change.
 kernels-ptx: $(SETUP)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import re
 import sys
 import time
@@ -36,7 +37,7 @@ from kernel_roofs import LARGEST, SIZES, Roofs, all_arithmetic
 
 from fastrestore.atomic import label, write_file
 from fastrestore.environment import describe
-from fastrestore.errors import FastRestoreError, InputError
+from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.kernels import launch
 from fastrestore.kernels.operator import Case
 from fastrestore.kernels.registry import OPERATORS
@@ -106,10 +107,15 @@ def load(path: Path) -> Data:
     """
     try:
         data: Data = json.loads(path.read_text(encoding="utf-8"))
-        if data["schema"] != SCHEMA or not data["card"] or data["cases"] is None:
+        if data["schema"] != SCHEMA or not data["card"]["name"]:
             raise ValueError(f"schema {data['schema']}, this version reads {SCHEMA}")
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise InputError(f"{label(path)}: cannot be read ({e}); give --fresh") from e
+        if data["cases"]:
+            Roofs(**data["roofs"])
+        for entry in data["cases"].values():
+            entry["fault"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = f"{type(e).__name__}: {e}"
+        raise InputError(f"{label(path)}: are no results ({reason}); move it away") from e
     return data
 
 
@@ -123,11 +129,14 @@ def run(
         OutputError: Results cannot be written.
     """
     env, card, version = describe(), device.describe(), code()  # the load of before
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise OutputError(f"{label(folder)}: cannot be made ({e.strerror}); choose --output") from e
     path = folder / f"{slug(card['name'])}.json"
     data: Data = {"schema": SCHEMA, "card": card, "cases": {}} if fresh else read(path, card)
     # What went wrong is tried again
-    of_now = (e for e in data["cases"].items() if e[1]["code"] == version and not e[1]["fault"])
+    of_now = (e for e in data["cases"].items() if e[1].get("code") == version and not e[1]["fault"])
     data["cases"] = cases = dict(of_now)
     todo = [item for item in items if item.key not in cases]
     if "roofs" not in data:  # those of the first run, for all that follow
@@ -216,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if a.report:
             print(write_report(load(a.report), a.report.parent))
             return 0
-        if a.compile_limit + _MARGIN_S > 60 * a.minutes:
+        if not a.compile_limit + _MARGIN_S <= 60 * a.minutes < math.inf or a.compile_limit < 0:
             raise InputError(f"--minutes {a.minutes:g}: too short for --compile-limit; give more")
         items = plan(a.only)
         if not torch.cuda.is_available():

@@ -88,6 +88,15 @@ def cli() -> None:
     """
 
 
+def _is_interrupt(e: BaseException | None) -> bool:
+    """Return whether Ctrl+C is behind an error: a library's import turns it into its own."""
+    while e is not None:
+        if isinstance(e, KeyboardInterrupt):
+            return True
+        e = e.__cause__ or e.__context__
+    return False
+
+
 def main() -> None:
     """Run the program; deliberate errors are one line on stderr and an exit code."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends like Ctrl+C, parts complete
@@ -97,7 +106,12 @@ def main() -> None:
     except click.ClickException as e:
         e.show()
         sys.exit(e.exit_code)
-    except FastRestoreError as e:
+    except (FastRestoreError, ImportError) as e:
+        if _is_interrupt(e):
+            click.echo("fastrestore: interrupted", err=True)
+            sys.exit(130)
+        if not isinstance(e, FastRestoreError):
+            raise
         click.echo(f"fastrestore: {e}", err=True)
         sys.exit(e.exit_code)
     except OSError as e:  # a name that the system does not take, a folder that cannot be read

@@ -162,7 +162,7 @@ def strip(ptx: str, entry: str, types: Sequence[str]) -> str:
 
 
 def write(folder: Path, launches: Iterable[Launch], say: Say) -> None:
-    """Write the PTX of every plugin launch, then the manifest; remove files it does not name.
+    """Write the PTX of every plugin launch, then the manifest; remove what only the old one names.
 
     Raises:
         KernelError: A launch cannot be compiled; nothing has been written.
@@ -182,16 +182,25 @@ def write(folder: Path, launches: Iterable[Launch], say: Say) -> None:
     manifest = f'{json.dumps(head)[:-1]}, "kernels": [\n{kernels}\n]}}\n'
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        before = _named(folder)
         for name, text in texts.items():
             write_file(folder / f"{name}.ptx", text.encode())
         write_file(folder / shipped.MANIFEST, manifest.encode())
-        for old in folder.glob("*.ptx"):
-            if old.stem not in texts:
-                old.unlink()
+        for old in before - texts.keys():
+            (folder / f"{old}.ptx").unlink(missing_ok=True)
     except OSError as e:
         if isinstance(e, OutputError):
             raise
         raise OutputError(f"{label(folder)}: cannot be written ({e.strerror})") from e
+
+
+def _named(folder: Path) -> set[str]:
+    """Return the kernels of the manifest that a folder has; none where it cannot be read."""
+    try:
+        manifest = json.loads((folder / shipped.MANIFEST).read_text(encoding="utf-8"))
+        return {str(kernel["name"]) for kernel in manifest["kernels"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def _check_order(launch: Launch) -> None:

@@ -242,6 +242,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         card = describe(device)
         major, minor = card["capability"]
         path = options.output or tiles.TUNED / tiles.file_name((major, minor))
+        if path.is_dir():
+            raise OutputError(f"{label(path)}: is a folder; name a file in it")
         if not os.access(path.parent, os.W_OK):  # said now, not after minutes of measuring
             raise OutputError(f"{label(path)}: its folder cannot be written; choose --output")
         table = tune(device, graph_timer, say)

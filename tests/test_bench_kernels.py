@@ -373,7 +373,7 @@ def test_a_case_that_is_cut_short_is_left(tmp_path: Path, monkeypatch: pytest.Mo
 @pytest.mark.parametrize("text", ["{", "[]", '{"schema": 0, "card": {"name": 1}, "cases": {}}'])
 def test_damaged_results_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "fake-h100.json").write_text(text)
-    with pytest.raises(InputError, match=r"cannot be read .*; give --fresh"):
+    with pytest.raises(InputError, match=r"are no results .*; move it away"):
         run(tmp_path)
 
 
@@ -456,7 +456,7 @@ def test_without_a_device_one_line_and_code_4(
     [
         (["--only", "foo"], "--only foo: no such operator"),
         (["--minutes", "1"], "--minutes 1: too short for --compile-limit"),
-        (["--report", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["--report", "nowhere.json"], "nowhere.json: are no results"),
     ],
 )
 def test_bad_input_is_code_3_and_one_line(

@@ -30,6 +30,7 @@ from fastrestore import cli
 from fastrestore.arrays import U8
 from fastrestore.backend import weights_folder
 from fastrestore.demo import sample_folder
+from fastrestore.errors import ModelError
 from fastrestore.images import Picture, decode_picture, read_picture, write_picture
 from fastrestore.video_io import read_frames, write_frames
 
@@ -484,6 +485,26 @@ def test_exit_5_when_the_disk_is_full(here: Path) -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="other signals")
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_exit_130_when_an_import_is_interrupted(
+    fr: Call, monkeypatch: pytest.MonkeyPatch, wrapped: bool
+) -> None:
+    def interrupted(**_: Any) -> None:
+        try:
+            try:
+                raise KeyboardInterrupt
+            except KeyboardInterrupt as e:
+                raise ImportError("initialization failed") from e
+        except ImportError as e:
+            if wrapped:
+                raise ModelError("cannot be loaded") from e
+            raise
+
+    monkeypatch.setattr(cli.cli, "main", interrupted)
+    result = fr("doctor")
+    assert (result.code, result.err) == (130, "fastrestore: interrupted\n")
+
+
 def test_exit_130_when_interrupted(here: Path) -> None:
     """A folder and a clip at once: what is done stays, the clip's part file plays."""
     rng = np.random.default_rng(0)

@@ -201,6 +201,8 @@ from pathlib import Path
 from types import SimpleNamespace as Some
 from fastrestore.kernels import compile as aot
 aot.portable = lambda launch: ({"name": launch.name, "shared": 0, "sha256": "0" * 64}, "text")
+Path("out").mkdir()
+Path("out/mine.ptx").write_text("of the user")
 aot.write(Path("out"), [Some(name="a"), Some(name="b")], print)
 aot.write(Path("out"), [Some(name="b")], print)
 print(sorted(p.name for p in Path("out").iterdir()))
@@ -210,7 +212,9 @@ print(sorted(p.name for p in Path("out").iterdir()))
 @needs_triton
 def test_write_removes_kernels_that_are_gone(tmp_path: Path) -> None:
     out = run(WRITE, tmp_path)
-    assert out.stdout.splitlines()[-1] == "['b.ptx', 'manifest.json']", out.stderr[-2000:]
+    assert out.stdout.splitlines()[-1] == "['b.ptx', 'manifest.json', 'mine.ptx']", out.stderr[
+        -2000:
+    ]
 
 
 @pytest.mark.parametrize(
