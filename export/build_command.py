@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
+import stat
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -13,13 +15,13 @@ import click
 
 from fastrestore.atomic import label
 from fastrestore.engine_cache import timing_cache
-from fastrestore.engine_file import sidecar
+from fastrestore.engine_file import MAGIC, backup, read_record, sidecar
 from fastrestore.engine_fit import shape_text
-from fastrestore.engine_record import Precision, Product
-from fastrestore.errors import InputError
+from fastrestore.engine_record import EngineRecord, Precision, Product
+from fastrestore.errors import EngineError, InputError, OutputError
 from fastrestore.export.build_host import Host, look
 from fastrestore.export.builder import OPT_LEVEL, AbandonedError, Settings, Size
-from fastrestore.export.engine_build import Made, PluginChoice, Request, make, refuse_request
+from fastrestore.export.engine_build import CURRENT, Made, PluginChoice, Request, make
 from fastrestore.export.forms import Source
 from fastrestore.export.toolkit import Toolkit, open_toolkit
 
@@ -129,6 +131,8 @@ def _requests(model: str, options: dict[str, Any]) -> list[Request]:
     output = options["output"]
     if output and len(sizes) > 1:
         raise InputError(f"{label(output)}: -o names one engine, --for asks for {len(sizes)}")
+    if output:
+        refuse_output(Path(output), source.path)
     host = look(options["device"], is_needed=not toolkit.is_portable)
     settings = Settings(
         opt_level=options["opt_level"],
@@ -153,7 +157,7 @@ def _requests(model: str, options: dict[str, Any]) -> list[Request]:
         )
         for size in sizes
     ]
-    refuse_request(requests[0])
+    _refuse_request(requests[0])
     return requests
 
 
@@ -193,6 +197,45 @@ def read_sizes(
     if not all(a <= b <= c for a, b, c in zip(low, best, high, strict=True)):
         raise InputError(f"--dynamic {' '.join(dynamic)}: give MIN OPT MAX, from small to large")
     return [(low, best, high)]
+
+
+def refuse_output(output: Path, model: Path) -> None:
+    """Refuse to replace anything but an engine of ours.
+
+    Args:
+        output: Where the engine is to be; its sidecar and the copy of an old one go beside it.
+        model: What it is built from.
+
+    Raises:
+        OutputError: One of these files is there and is no part of an engine.
+    """
+    try:
+        record = read_record(output)
+    except EngineError:  # absent, or not ours
+        record = None
+    for path in (output, sidecar(output), backup(output)):
+        try:
+            if not os.path.lexists(path):
+                continue
+            is_model = path.exists() and path.samefile(model)
+            is_ours = record is not None and (path == sidecar(output) or _is_part(path, record))
+        except OSError as e:
+            raise OutputError(
+                f"{label(path)}: cannot be read ({e.strerror}); choose another -o"
+            ) from e
+        if is_model or not is_ours:
+            reason = "is the model itself" if is_model else "exists and is no engine"
+            raise OutputError(f"{label(path)}: {reason}; choose another -o")
+
+
+def _is_part(path: Path, record: EngineRecord) -> bool:
+    """Tell whether a file that has a sidecar is an engine: by its first bytes or its digest."""
+    if not stat.S_ISREG(path.lstat().st_mode):
+        return False  # a device or a pipe is not even opened
+    data = path.read_bytes()
+    if not data:
+        return True  # cut short: nothing is lost
+    return data[:4] in MAGIC or hashlib.sha256(data).hexdigest() == record.engine_sha256
 
 
 def _size(name: str, least: int) -> tuple[int, int]:
@@ -248,3 +291,23 @@ def _row(made: Made) -> dict[str, Any]:
 
 def _say(line: str) -> None:
     click.echo(line, err=True)
+
+
+def _refuse_request(request: Request) -> None:
+    """Refuse what cannot work at all.
+
+    Raises:
+        EngineError: The library lacks something.
+        InputError: The choices contradict each other, or the model cannot have the precision.
+        ModelError: The INT8 file is of another model.
+    """
+    request.source.check_precision(request.precision)
+    settings, kit = request.settings, request.toolkit
+    if not kit.is_portable and (settings.capabilities or settings.windows):
+        raise InputError("--compute-capability and --windows go with --target rtx alone")
+    if CURRENT in settings.capabilities and (len(settings.capabilities) > 1 or settings.windows):
+        raise InputError("--compute-capability current: goes neither with others nor --windows")
+    if CURRENT in settings.capabilities and request.host.device is None:
+        raise EngineError(f"--compute-capability current: no device here ({request.host.why})")
+    for capability in settings.capabilities:
+        kit.capability(capability)

@@ -29,7 +29,7 @@ from fastrestore.engine_file import (
 )
 from fastrestore.engine_fit import differences, shape_text
 from fastrestore.engine_record import Precision, system
-from fastrestore.errors import EngineError, InputError, ModelError, need
+from fastrestore.errors import EngineError, ModelError, need
 from fastrestore.export import gate
 from fastrestore.export.build_host import Host
 from fastrestore.export.builder import Settings, Size, build, profile_of
@@ -150,10 +150,10 @@ def _plans(request: Request) -> tuple[list[Plan], list[str]]:
         probe = _record(request, Candidate("fp16"), None)
         if not _can_run(request, probe):
             notes.append(f"{AUTO}fp16: nothing can be measured here, {_unverified(request, probe)}")
-        elif source.has_int8:
-            first.append("int8")
+        elif source.no_int8:
+            notes.append(f"{AUTO}int8: not tried, {source.no_int8}")
         else:
-            notes.append(f"{AUTO}int8: not tried, there is no INT8 file and no --calibration")
+            first.append("int8")
     plans = []
     for precision in first:
         plain = Plan(Candidate(precision), _record(request, Candidate(precision), None), None)
@@ -244,12 +244,20 @@ def _existing(request: Request, plans: Sequence[Plan]) -> Made | None:
             continue
         if record is None:
             continue
-        same = replace(record, opt_level=plan.record.opt_level)  # it may have been lowered
+        asked = plan.record.opt_level
+        if record.opt_level != asked and _lowered(asked, record.opt_level) not in record.reasons:
+            continue
+        same = replace(record, opt_level=asked)
         is_checked = record.verification is not None or not _can_run(request, record)
         is_told = all(any(r.startswith(n) for r in record.reasons) for n in needed)
         if key(same) == key(plan.record) and is_checked and is_told:
             return Made(path, record, is_reused=True)
     return None
+
+
+def _lowered(asked: int, level: int) -> str:
+    """Return the line of the sidecar for an engine that the level asked for did not give."""
+    return f"opt level {asked}: a layer found no kernel, built with {level}"
 
 
 def _instead(request: Request) -> list[Plan]:
@@ -375,24 +383,8 @@ def _choose(
         chosen = choose([r.tried if isinstance(r, Result) else r for r in results])
         kept = next(r for r in built if r.tried.candidate == chosen.candidate)
         reasons += chosen.reasons
+    if kept.record.opt_level != request.settings.opt_level:
+        reasons.append(_lowered(request.settings.opt_level, kept.record.opt_level))
     if kept.record.verification is None:
         reasons.append(f"unverified: {_unverified(request, kept.record)}")
     return kept, tuple(" ".join(r.split()) for r in reasons)
-
-
-def refuse_request(request: Request) -> None:
-    """Refuse what cannot work at all.
-
-    Raises:
-        EngineError: The library lacks something.
-        InputError: The choices contradict each other.
-    """
-    settings, kit = request.settings, request.toolkit
-    if not kit.is_portable and (settings.capabilities or settings.windows):
-        raise InputError("--compute-capability and --windows go with --target rtx alone")
-    if CURRENT in settings.capabilities and (len(settings.capabilities) > 1 or settings.windows):
-        raise InputError("--compute-capability current: goes neither with others nor --windows")
-    if CURRENT in settings.capabilities and request.host.device is None:
-        raise EngineError(f"--compute-capability current: no device here ({request.host.why})")
-    for capability in settings.capabilities:
-        kit.capability(capability)

@@ -133,8 +133,10 @@ def quantize(
 
     Raises:
         InputError: Unknown method, no batches, or a layer in `keep` that does not exist.
-        ModelError: The graph does not run, or nothing is left to quantise.
+        ModelError: The graph does not run, is quantised already, or nothing is left to quantise.
     """
+    if is_quantized(model):
+        raise ModelError("model: is quantised already; give the FP32 file")
     batches = list(calibration)
     names, kept = layers(model), set(keep)
     if unknown := kept - set(names):
@@ -147,6 +149,18 @@ def quantize(
     props = {p.key: p.value for p in new.metadata_props}
     helper.set_model_props(new, {**props, KEY: json.dumps(record._asdict(), sort_keys=True)})
     return new
+
+
+def is_quantized(model: ModelProto) -> bool:
+    """Tell whether a graph holds quantised values, of whatever form."""
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph.node)
+
+
+def is_for_engines(model: ModelProto) -> bool:
+    """Tell whether a quantised graph is of the form that `quantize` makes: S8, never U8."""
+    bytes_ = {t.name for t in model.graph.initializer if t.data_type == TensorProto.UINT8}
+    nodes = (n for n in model.graph.node if n.op_type in ("QuantizeLinear", "DequantizeLinear"))
+    return read_record(model) is not None and not any(i in bytes_ for n in nodes for i in n.input)
 
 
 def read_record(model: ModelProto) -> Record | None:

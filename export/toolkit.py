@@ -139,6 +139,11 @@ CAUSES = (
         "give more --workspace or another --precision; ONNX Runtime runs the model meanwhile",
     ),
     Cause(
+        "within workspace limit",
+        "a layer needs more scratch memory than --workspace gives",
+        "give more --workspace, or leave it out",
+    ),
+    Cause(
         "out of memory",
         "the device's memory was used up",
         "close other programs, or use a smaller --for or --batch; swap does not help",

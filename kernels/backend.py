@@ -24,7 +24,7 @@ from torch import Tensor
 
 from fastrestore.arrays import F32, U8
 from fastrestore.backend import blank_batch, has_state
-from fastrestore.errors import InputError, ModelError
+from fastrestore.errors import FastRestoreError, InputError, ModelError
 from fastrestore.kernels.machine import Compute, Machine, open_machine
 from fastrestore.kernels.network import Blocks, Network
 from fastrestore.kernels.pack import pack
@@ -212,7 +212,9 @@ class TritonBackend:
                 f"{self.spec.name}: out of GPU memory {when}; close other programs that use the "
                 "GPU, restore smaller pictures, or use --backend ort"
             ) from e
-        except RuntimeError as e:  # CUDA's, cuDNN's and Triton's
+        except FastRestoreError:
+            raise
+        except Exception as e:  # CUDA's and cuDNN's; Triton's and its C compiler's have no one base
             self._slots.clear()  # a buffer may be half written, a graph half captured
             raise ModelError(f"{self.spec.name}: failed {when} ({_first_line(e)})") from e
 
@@ -243,4 +245,9 @@ def _has_past(state: U8) -> bool:
 
 
 def _first_line(e: Exception) -> str:
-    return str(e).strip().splitlines()[0][:200] if str(e).strip() else type(e).__name__
+    """Return what failed; the type says more than the text of a KeyError or a CompilationError."""
+    text, name = str(e).strip(), type(e).__name__
+    if not text:
+        return name
+    line = text.splitlines()[0][:200]
+    return line if isinstance(e, RuntimeError) else f"{name}: {line}"

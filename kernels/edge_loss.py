@@ -340,7 +340,8 @@ def _check_picture(
     argument: str, x: Tensor, shape: tuple[int | None, ...], like: Tensor | None = None
 ) -> None:
     """Check a picture in the order of its memory."""
-    if x.dim() == 4 and not x.is_contiguous() and x.permute(0, 2, 3, 1).is_contiguous():
+    planar = not isinstance(x, Tensor) or x.dim() != 4 or x.is_contiguous()
+    if not planar and x.permute(0, 2, 3, 1).is_contiguous():
         x, shape = x.permute(0, 2, 3, 1), (shape[0], *shape[2:], shape[1])
     launch.check("edge_loss", argument, x, torch.float32, shape, like)
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 COMMITTED = Path(__file__).parent / "resources.json"
 Registers = dict[str, dict[str, int]]  # launch -> arch -> registers a thread
 _MEND = "see what changed, or commit it by gate --update"
+_MEND_FILE = "restore it, or delete it and write it anew by gate --update"
 
 
 @dataclass(slots=True)
@@ -124,15 +125,29 @@ def read(path: Path) -> dict[str, Registers]:
     """Return the committed registers of every Triton version; empty where there is no file.
 
     Raises:
-        InputError: The file is damaged.
+        InputError: The file cannot be read or is damaged.
     """
     try:
-        versions: dict[str, Registers] = json.loads(path.read_text(encoding="utf-8"))
+        versions = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
+    except OSError as e:
+        raise InputError(f"{path}: cannot be read ({e.strerror}); {_MEND_FILE}") from e
     except ValueError as e:
-        raise InputError(f"{path}: is no JSON ({e}); write it anew by gate --update") from e
-    return versions
+        raise InputError(f"{path}: is no JSON ({e}); {_MEND_FILE}") from e
+    if not _is_nested(versions, 3):
+        raise InputError(
+            f"{path}: does not hold registers by version, launch and chip; {_MEND_FILE}"
+        )
+    found: dict[str, Registers] = versions
+    return found
+
+
+def _is_nested(value: object, depth: int) -> bool:
+    """Return whether these are dictionaries to a depth, and integers inside."""
+    if not depth:
+        return type(value) is int
+    return isinstance(value, dict) and all(_is_nested(v, depth - 1) for v in value.values())
 
 
 def run(

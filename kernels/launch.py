@@ -13,7 +13,7 @@ from fastrestore.errors import InputError
 
 # Triton reads the variable when it is first imported: one process, one mode.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-_MOST_ELEMENTS = 2**31 - 1  # offsets inside kernels are int32
+MOST_ELEMENTS = 2**31 - 1  # offsets inside kernels are int32
 
 
 def define(
@@ -52,7 +52,7 @@ def allocate(shape: Sequence[int], dtype: torch.dtype, like: Tensor) -> Tensor:
 def check(
     operator: str,
     argument: str,
-    x: Tensor,
+    x: object,
     dtypes: torch.dtype | Sequence[torch.dtype],
     shape: Sequence[int | None],
     like: Tensor | None = None,
@@ -70,6 +70,8 @@ def check(
     Raises:
         InputError: One line that names the operator and the argument.
     """
+    if not isinstance(x, Tensor):
+        raise InputError(f"{operator}: {argument} must be a tensor, got {type(x).__name__}")
     allowed = [dtypes] if isinstance(dtypes, torch.dtype) else list(dtypes)
     wanted = ", ".join("any" if s is None else str(s) for s in shape)
     names = " or ".join(str(d).removeprefix("torch.") for d in allowed)
@@ -84,5 +86,15 @@ def check(
         raise InputError(f"{operator}: {argument} is not contiguous; call .contiguous() on it")
     if like is not None and x.device != like.device:
         raise InputError(f"{operator}: {argument} is on {x.device}, the others on {like.device}")
-    if x.numel() > _MOST_ELEMENTS:
+    if x.numel() > MOST_ELEMENTS:
         raise InputError(f"{operator}: {argument} has {x.numel()} elements, at most 2^31 - 1 work")
+
+
+def check_flag(operator: str, argument: str, value: object) -> None:
+    """Refuse what is not a bool: kernels are compiled for either value.
+
+    Raises:
+        InputError: One line that names the operator and the argument.
+    """
+    if not isinstance(value, bool):
+        raise InputError(f"{operator}: {argument} must be a bool, got {type(value).__name__}")

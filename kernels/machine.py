@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -151,6 +152,10 @@ def open_machine(device: str, model: str) -> Machine:
     """
     if device == "cpu":
         return Cpu()
+    # torch.device takes cuda:300 for cuda:44
+    number = re.fullmatch(r"cuda(?::(0|[1-9][0-9]{0,2}))?", device)
+    if not number:
+        raise ModelError(f"{model}: device {device!r} is not known; use cuda, cuda:0 or cpu")
     if not torch.cuda.is_available():
         raise ModelError(
             f"{model}: the backend triton needs a CUDA device, and torch finds none; "
@@ -161,4 +166,7 @@ def open_machine(device: str, model: str) -> Machine:
             f"{model}: Triton's interpreter is on, and kernels would not reach the GPU; "
             "unset TRITON_INTERPRET"
         )
+    count = torch.cuda.device_count()
+    if number[1] and int(number[1]) >= count:
+        raise ModelError(f"{model}: no device {device}, torch finds {count}; use cuda:{count - 1}")
     return Cuda(torch.device(device))

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from fastrestore.errors import InputError
+from fastrestore.errors import InputError, ModelError
 from fastrestore.kernels.residual_block import residual_block, weights
-from fastrestore.kernels.unpack import PADDED_CHANNELS
+from fastrestore.kernels.unpack import HEAD_CHANNELS, PADDED_CHANNELS
 from fastrestore.kernels.weights import ModelFile
 
 Blocks = Literal["auto", "kernel", "native"]
@@ -51,9 +51,16 @@ class Network:
 
         Raises:
             InputError: No such choice of blocks.
+            ModelError: The head is not a restorer's.
         """
         if blocks not in get_args(Blocks):
             raise InputError(f"blocks {blocks}: not known; choose one of auto, kernel, native")
+        outputs = len(file.weights["head.conv.bias"])
+        if outputs != HEAD_CHANNELS:
+            raise ModelError(
+                f"head: has {outputs} outputs, a restorer's has {HEAD_CHANNELS}; "
+                "choose another model"
+            )
         self._file, self._device, self._dtype, self._blocks = file, device, dtype, blocks
         preset = file.preset
         self._stem = self._conv3("stem")

@@ -14,11 +14,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastrestore.errors import InputError
 from fastrestore.kernels.shipped import Axis as Axis
 
 Sizes = Mapping[str, int]
 Inputs = tuple[Any, ...]
 Outputs = tuple[Tensor, ...]
+
+MOST_PROGRAMS = {"x": 2**31 - 1, "y": 65_535, "z": 65_535}  # CUDA's, along the grid's axes
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +61,20 @@ class Launch:
         Args:
             sizes: Values of the names in `grid`.
             *arguments: As `arguments` names them.
+
+        Raises:
+            InputError: More programs along an axis than CUDA starts.
         """
         grid = tuple(axis.at(sizes) for axis in self.grid)
+        for axis, programs, (name, most) in zip(
+            self.grid, grid, MOST_PROGRAMS.items(), strict=True
+        ):
+            if programs > most:
+                given = ", ".join(f"{size} = {sizes[size]}" for size in axis.of)
+                raise InputError(
+                    f"{self.name}: {given} takes {programs} programs along {name}, at most {most} "
+                    "work; split the batch or the picture"
+                )
         options = {"num_warps": self.warps, "num_stages": self.stages}
         devices = {a.device for a in arguments if isinstance(a, Tensor) and a.is_cuda}
         # Triton launches on the current device, wherever the tensors lie

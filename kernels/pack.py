@@ -22,7 +22,6 @@ from fastrestore.presets import IN_CHANNELS, UNSHUFFLE
 BLOCK, ROWS = 32, 8  # pairs of columns, one a thread; rows
 CHANNELS = IN_CHANNELS * UNSHUFFLE**2
 CELL = 2**fusion.MOTION_LEVEL  # px of one value of the motion
-_MOST_PACKED = 2**31 - 1  # elements; offsets inside the kernel are int32
 
 
 def _form(name: str, past: bool, picture: str, sigma: str, plugin: bool = False) -> Launch:
@@ -177,7 +176,7 @@ def pack(
         raise InputError(
             f"pack: frame is {height}x{width}, sides must be multiples of {CELL}; pad it"
         )
-    if frame.numel() // 3 * IN_CHANNELS > _MOST_PACKED:
+    if frame.numel() // 3 * IN_CHANNELS > launch.MOST_ELEMENTS:
         raise InputError(
             f"pack: frame has {frame.numel() // 3} pixels, the result would have more than "
             f"2^31 - 1 elements; split the batch"
@@ -188,6 +187,7 @@ def pack(
     half, cells = (n, height // 2, width // 2, 4), (n, height // CELL, width // CELL)
     launch.check("pack", "fill", fill, torch.float16, half, frame)
     launch.check("pack", "motion", motion, torch.float16, cells, frame)
+    launch.check_flag("pack", "past", past)
     packed, state_out = _op(frame, mask, state, sigma, fill, motion, past)
     return packed, state_out
 

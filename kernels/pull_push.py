@@ -239,7 +239,7 @@ def run(
 def reference(
     frame: Tensor, mask: Tensor, state: Tensor, sigma: Tensor, past: bool
 ) -> tuple[Tensor, Tensor]:
-    """Compute the same in plain torch, in the type of `sigma`; float64 stays float64."""
+    """Compute the same in plain torch, in the type of `sigma`; all but float64 gives float16."""
     dtype = sigma.dtype
     x = frame.permute(0, 3, 1, 2).to(dtype)
     hole = (mask != 0).permute(0, 3, 1, 2).to(dtype)
@@ -282,7 +282,8 @@ _op = launch.define(
     "pull_push",
     "(Tensor frame, Tensor mask, Tensor state, Tensor sigma, bool past) -> (Tensor, Tensor)",
     run,
-    reference,
+    # `_fake` promises float16, whatever sigma is
+    lambda frame, mask, state, sigma, past: reference(frame, mask, state, sigma.float(), past),
     _fake,
 )
 
@@ -295,10 +296,9 @@ def pull_push(
     Args:
         frame: uint8, `(N, H, W, 3)`, contiguous; H and W even.
         mask: uint8, `(N, H, W, 1)`; anything but 0 is a hole.
-        state: uint8, `(N, H, W, 4)`: fused base of the past and its confidence. Not read, hence
-            not checked, without `past`.
-        sigma: float32, `(N,)`: noise on the 0-255 scale, below 255. Likewise.
-        past: False for stills: nothing is done for the motion.
+        state: uint8, `(N, H, W, 4)`: fused base of the past and its confidence.
+        sigma: float32, `(N,)`: noise on the 0-255 scale, below 255.
+        past: False for stills: state and sigma are not read, nothing is done for the motion.
 
     Returns:
         Level 1 of the fill, float16 `(N, H/2, W/2, 4)`: r, g, b in 0-1 and their weight, which is
@@ -315,9 +315,9 @@ def pull_push(
         raise InputError(f"pull_push: frame is {height}x{width}; pad it to even sizes")
     size = (n, height, width)
     launch.check("pull_push", "mask", mask, torch.uint8, (*size, 1), frame)
-    if past:
-        launch.check("pull_push", "state", state, torch.uint8, (*size, 4), frame)
-        launch.check("pull_push", "sigma", sigma, torch.float32, (n,), frame)
+    launch.check("pull_push", "state", state, torch.uint8, (*size, 4), frame)
+    launch.check("pull_push", "sigma", sigma, torch.float32, (n,), frame)
+    launch.check_flag("pull_push", "past", past)
     result: tuple[Tensor, Tensor] = _op(frame, mask, state, sigma, past)
     return result
 

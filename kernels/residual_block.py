@@ -266,6 +266,8 @@ def residual_block(
     launch.check("residual_block", "b3", b3, torch.float32, (c,), x)
     launch.check("residual_block", "w1", w1, torch.float16, (c, c), x)
     launch.check("residual_block", "b1", b1, torch.float32, (c,), x)
+    if isinstance(dilation, bool) or not isinstance(dilation, int):
+        raise InputError(f"residual_block: dilation must be an int, got {type(dilation).__name__}")
     if dilation not in DILATIONS:
         raise InputError(f"residual_block: dilation is {dilation}; use 1, 2, 4 or 8")
     y: Tensor = _op(x, w3, b3, w1, b1, dilation)

@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastrestore.errors import InputError
 from fastrestore.kernels import fusion, launch
 from fastrestore.kernels.operator import Axis, Case, Inputs, Launch, Operator, Traffic
 
@@ -173,8 +174,15 @@ def sobel(x: Tensor, gradients: bool = False) -> Tensor:
     Raises:
         InputError: Type, shape, layout or size that the kernel would read wrongly.
     """
-    channels = 1 if x.dim() == 4 and x.shape[-1] == 1 else 3
+    channels = 1 if isinstance(x, Tensor) and x.shape[-1:] == (1,) else 3
     launch.check("sobel", "x", x, tuple(DTYPES.values()), (None, None, None, channels))
+    launch.check_flag("sobel", "gradients", gradients)
+    pixels = x.numel() // channels
+    if gradients and 2 * pixels > launch.MOST_ELEMENTS:
+        raise InputError(
+            f"sobel: x has {pixels} pixels, the gradients would have more than "
+            "2^31 - 1 elements; split the batch"
+        )
     result: Tensor = _op(x, gradients)
     return result
 

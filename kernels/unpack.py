@@ -245,10 +245,12 @@ def unpack(head: Tensor, packed: Tensor, frame: Tensor, mask: Tensor, composite:
     if height % UNSHUFFLE or width % UNSHUFFLE:
         raise InputError(f"unpack: frame is {height}x{width}, both must be even; pad it")
     launch.check("unpack", "mask", mask, torch.uint8, (n, height, width, 1), frame)
-    channels = PADDED_CHANNELS if head.shape[-1:] == (PADDED_CHANNELS,) else HEAD_CHANNELS
+    padded = isinstance(head, Tensor) and head.shape[-1:] == (PADDED_CHANNELS,)
+    channels = PADDED_CHANNELS if padded else HEAD_CHANNELS
     half = (n, height // UNSHUFFLE, width // UNSHUFFLE)
     launch.check("unpack", "head", head, torch.float16, (*half, channels), frame)
     launch.check("unpack", "packed", packed, torch.float16, (*half, PACKED_CHANNELS), frame)
+    launch.check_flag("unpack", "composite", composite)
     restored: Tensor = _op(head, packed, frame, mask, composite)
     return restored
 

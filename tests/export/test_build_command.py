@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -20,11 +21,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from fastrestore.backend import find_model
+from fastrestore.backend import find_model, weights_folder
 from fastrestore.cli import cli
 from fastrestore.engine_cache import build_lock, entries
 from fastrestore.engine_file import DeviceRecord, EngineRecord, Verification, read_record
-from fastrestore.errors import EngineError, InputError
+from fastrestore.errors import EngineError, InputError, OutputError
 from fastrestore.export import build_command, build_host, forms, gate
 from fastrestore.export.build_command import read_sizes
 from fastrestore.export.build_host import Host, look
@@ -131,7 +132,16 @@ def with_int8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     pictures = [np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)]
     inputs = calibration_inputs(pictures, 2, 0, model=model)
     onnx.save(quantize(model, inputs), tmp_path / "mine.int8.onnx")
+    write_report(path)
     return str(path)
+
+
+def write_report(model: Path) -> Path:
+    """Write what ships beside an INT8 file: of which weights it is."""
+    report = model.with_suffix(".int8.json")
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()
+    report.write_text(json.dumps({"fp32_sha256": digest}))
+    return report
 
 
 # sizes
@@ -302,6 +312,88 @@ def test_an_output_of_something_else_is_replaced(bench: Bench, tmp_path: Path) -
     assert "-o names one engine, --for asks for 2" in str(result.exception)
 
 
+@pytest.mark.parametrize("other", ["engine", "engine.json", "engine.old"])
+def test_what_is_no_engine_is_never_replaced(
+    bench: Bench, fake_trt: Any, tmp_path: Path, other: str
+) -> None:
+    output, mine = tmp_path / "a.engine", tmp_path / f"a.{other}"
+    mine.write_text('{"mine": 1}')
+    result = run("nano", "--precision", "fp16", "-o", str(output), "--rebuild")
+    assert str(result.exception) == f"{mine}: exists and is no engine; choose another -o"
+    assert isinstance(result.exception, OutputError)
+    assert mine.read_text() == '{"mine": 1}'
+    assert [p.name for p in tmp_path.glob("*a.engine*")] == [mine.name]
+    mine.unlink()
+    mine.mkdir()
+    assert "exists and is no engine" in str(run("nano", "-o", str(output)).exception)
+    assert fake_trt.n_built == 0
+
+
+def test_the_model_itself_is_never_replaced(bench: Bench, tmp_path: Path) -> None:
+    file = Path(alone(tmp_path))
+    before = file.read_bytes()
+    result = run(str(file), "-o", str(tmp_path / "." / file.name))
+    assert str(result.exception) == f"{file}: is the model itself; choose another -o"
+    assert file.read_bytes() == before
+    named = file.rename(tmp_path / "a.engine.json")
+    result = run(str(named), "-o", str(tmp_path / "a.engine"))
+    assert "a.engine.json: is the model itself" in str(result.exception)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such files")
+def test_devices_pipes_and_links_are_never_replaced(bench: Bench, tmp_path: Path) -> None:
+    pipe, link, lost = tmp_path / "pipe", tmp_path / "link", tmp_path / "lost"
+    os.mkfifo(pipe)
+    output = tmp_path / "a.engine"
+    made("nano", "--precision", "fp16", "-o", str(output))
+    link.symlink_to(output)
+    lost.symlink_to(tmp_path / "nothing")
+    for path in (pipe, Path("/dev/null"), link, lost):
+        result = run("nano", "--precision", "fp16", "-o", str(path))
+        assert str(result.exception) == f"{path}: exists and is no engine; choose another -o"
+    output.unlink()
+    os.mkfifo(output)  # its sidecar is ours
+    assert "exists and is no engine" in str(run("nano", "-o", str(output)).exception)
+
+
+def test_a_broken_engine_of_ours_is_built_again(bench: Bench, tmp_path: Path) -> None:
+    output = tmp_path / "a.engine"
+    arguments = ("nano", "--precision", "fp16", "-o", str(output))
+    made(*arguments)
+    output.unlink()  # its sidecar is left
+    made(*arguments)
+    for cut in (b"vtrt, cut short", b""):
+        output.write_bytes(cut)
+        made(*arguments)
+    output.write_bytes(b"notes")
+    assert "a.engine: exists and is no engine" in str(run(*arguments).exception)
+
+
+def test_another_opt_level_is_another_engine_under_the_same_name(
+    bench: Bench, fake_trt: Any, tmp_path: Path
+) -> None:
+    arguments = ("nano", "--precision", "fp16", "-o", str(tmp_path / "a.engine"), "--opt-level")
+    assert made(*arguments, "2").opt_level == 2
+    assert made(*arguments, "1").opt_level == 1
+    assert "is there already" in run(*arguments, "1").stderr
+    assert fake_trt.n_built == 2
+
+
+def test_an_engine_of_a_lowered_opt_level_is_there_already(
+    bench: Bench, fake_trt: Any, tmp_path: Path
+) -> None:
+    """The level asked for was tried and gave none: it is not tried each time."""
+    fake_trt.plans = [None, *fake_trt.plans]
+    fake_trt.errors = ["Could not find any implementation for node {x}"]
+    arguments = ("nano", "--precision", "fp16", "-o", str(tmp_path / "a.engine"), "--opt-level")
+    record = made(*arguments, "5")
+    assert record.opt_level == 3
+    assert record.reasons == ("opt level 5: a layer found no kernel, built with 3",)
+    n = fake_trt.n_built
+    assert "is there already" in run(*arguments, "5").stderr
+    assert fake_trt.n_built == n
+
+
 def test_int8_without_a_file_says_what_to_do(bench: Bench, tmp_path: Path) -> None:
     result = run(alone(tmp_path), "--precision", "int8")
     assert "has no alone.int8.onnx beside it; add --calibration DIR" in str(result.exception)
@@ -311,6 +403,39 @@ def test_an_int8_file_of_another_model_is_refused(bench: Bench, with_int8: str) 
     Path(with_int8).write_bytes(find_model("tiny").read_bytes())
     result = run(with_int8, "--precision", "int8")
     assert "is nano version 1, the model is tiny version 2" in str(result.exception)
+
+
+def test_an_int8_file_of_other_weights_is_refused(
+    bench: Bench, fake_trt: Any, with_int8: str
+) -> None:
+    """Name, version and preset agree; only the digest tells."""
+    report = Path(with_int8).with_suffix(".int8.json")
+    report.write_text(json.dumps({"fp32_sha256": "0" * 64}))
+    result = run(with_int8, "--precision", "int8")
+    told = "mine.int8.onnx: was made from other weights than mine.onnx; add --calibration DIR"
+    assert str(result.exception).endswith(told)
+    assert fake_trt.n_built == 0
+    record = made(with_int8, "--for", "64x64")
+    assert record.precision == "fp16"
+    assert record.reasons[0].endswith(told)
+    for text in ("{}", "[" * 100_000, None):
+        report.unlink() if text is None else report.write_text(text)
+        result = run(with_int8, "--precision", "int8")
+        assert "does not say of which weights the INT8 file is; add --cal" in str(result.exception)
+
+
+def test_an_int8_file_that_was_replaced_is_refused(bench: Bench, with_int8: str) -> None:
+    report = write_report(Path(with_int8))
+    said = json.loads(report.read_text())
+    report.write_text(json.dumps({**said, "int8_sha256": "0" * 64}))
+    result = run(with_int8, "--precision", "int8")
+    assert "was made from other weights" in str(result.exception)
+
+
+def test_shipped_int8_files_are_of_the_shipped_models() -> None:
+    names = [p.name.removesuffix(".int8.onnx") for p in weights_folder().glob("*.int8.onnx")]
+    assert {n: forms.Source(n).no_int8 for n in names} == dict.fromkeys(names, "")
+    assert names
 
 
 def test_own_calibration_makes_another_engine(
@@ -331,10 +456,59 @@ def test_own_calibration_makes_another_engine(
     assert "is there already" in run(*arguments).stderr
 
 
-def test_an_int8_file_is_int8_and_nothing_else(bench: Bench, with_int8: str) -> None:
+def test_an_int8_file_is_int8_and_nothing_else(
+    bench: Bench, with_int8: str, tmp_path: Path
+) -> None:
     file = with_int8.replace(".onnx", ".int8.onnx")
     assert made(file, "--for", "64x64").precision == "int8"
-    assert "is INT8 already" in str(run(file, "--precision", "fp16").exception)
+    for precision in ("fp16", "bf16", "fp32"):
+        assert "is INT8 already" in str(run(file, "--precision", precision).exception)
+    result = run(file, "--calibration", str(tmp_path))
+    assert "is INT8 already; leave --calibration out" in str(result.exception)
+
+
+def test_a_form_for_cpus_is_refused(bench: Bench, with_int8: str, tmp_path: Path) -> None:
+    import onnx
+
+    from fastrestore.export.u8 import to_u8
+
+    model = onnx.load(with_int8.replace(".onnx", ".int8.onnx"))
+    file = tmp_path / "mine-u8.onnx"
+    onnx.save(to_u8(model), file)
+    for options in ((), ("--precision", "fp32"), ("--calibration", str(tmp_path))):
+        result = run(str(file), *options)
+        assert str(result.exception) == f"{file}: is made for CPUs; build from {with_int8}"
+    del model.metadata_props[1:]  # without our record it could be of any form
+    assert model.metadata_props[0].key == "fastrestore.spec"
+    onnx.save(model, tmp_path / "odd.onnx")
+    result = run(str(tmp_path / "odd.onnx"))
+    assert "odd.onnx: is made for CPUs; build from its FP32 file" in str(result.exception)
+
+
+def test_a_shipped_form_for_cpus_names_the_model_to_take(bench: Bench) -> None:
+    if not (weights_folder() / "tiny-u8.onnx").is_file():
+        pytest.skip("tiny-u8 is not shipped")
+    assert str(run("tiny-u8").exception).endswith("is made for CPUs; build from tiny")
+
+
+@pytest.mark.parametrize("precision", ["auto", "fp32", "bf16", "fp16", "int8"])
+def test_weights_that_are_no_numbers_are_refused(
+    bench: Bench, fake_trt: Any, tmp_path: Path, precision: str
+) -> None:
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(find_model("nano"))
+    tensor = next(t for t in model.graph.initializer if t.data_type == onnx.TensorProto.FLOAT)
+    array = numpy_helper.to_array(tensor).copy()
+    array.flat[-1] = np.nan
+    tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    file = tmp_path / "odd.onnx"
+    onnx.save(model, file)
+    result = run(str(file), "--precision", precision)
+    told = f"{file}: has values that are no numbers; export it again"
+    assert str(result.exception) == told
+    assert fake_trt.n_built == 0
 
 
 def test_plugins_need_a_newer_version(bench: Bench) -> None:

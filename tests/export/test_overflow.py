@@ -15,7 +15,13 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 from fastrestore.errors import ModelError
 from fastrestore.export import overflow
 from fastrestore.export.graph import build
-from fastrestore.export.overflow import check_fp16, exact_session, peaks, saturated_inputs
+from fastrestore.export.overflow import (
+    check_fp16,
+    exact_session,
+    has_no_numbers,
+    peaks,
+    saturated_inputs,
+)
 from fastrestore.export.precision import inline
 from fastrestore.presets import PRESETS
 from fastrestore.spec import ModelSpec
@@ -49,6 +55,17 @@ def scaled(model: ModelProto, factors: dict[str, float]) -> ModelProto:
 def planted(model: ModelProto, up: float = 1e5) -> ModelProto:
     """A block whose middle is larger by `up`; its output is the same."""
     return scaled(model, {"middle.1.conv3.": up, "middle.1.conv1.weight": 1 / up})
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_a_weight_that_is_no_number_is_seen(model: ModelProto, value: float, kind: Any) -> None:
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    assert not has_no_numbers(copy)
+    tensor = copy.graph.initializer.add()
+    tensor.CopyFrom(numpy_helper.from_array(np.array([1, value], kind), "odd"))
+    assert has_no_numbers(copy)
 
 
 def few() -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from fastrestore.export.graph import build
 from fastrestore.export.overflow import exact_session
 from fastrestore.export.precision import convolutions, inline, layer_of, to_fp16
 from fastrestore.export.quality import ort_runner
+from fastrestore.export.u8 import to_u8
 from fastrestore.presets import PRESETS
 from fastrestore.spec import ModelSpec, read_spec
 from fastrestore.train.generator import Generator
@@ -361,3 +362,22 @@ def test_needs_no_torch() -> None:
     modules = "fastrestore.export.quantize, fastrestore.export.u8"  # the first brings the rest
     code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_what_is_quantised_is_not_quantised_again(
+    int8: ModelProto, calibration: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(ModelError, match="is quantised already; give the FP32 file"):
+        q.quantize(int8, calibration)
+
+
+def test_only_symmetric_bytes_with_a_record_are_for_engines(
+    model: ModelProto, int8: ModelProto
+) -> None:
+    assert (q.is_quantized(model), q.is_quantized(int8)) == (False, True)
+    assert q.is_for_engines(int8)
+    assert not q.is_for_engines(to_u8(int8))
+    bare = ModelProto()
+    bare.CopyFrom(int8)
+    del bare.metadata_props[:]
+    assert not q.is_for_engines(bare)

@@ -31,6 +31,7 @@ REAL_TEXTS = {
     "ElementWiseOperation SUM must have same input types": "mixes precisions",
     "Plugin not found, are the plugin name, version, and namespace correct?": "nothing here knows",
     "Could not find any implementation for node {ForeignNode[...]}": "--workspace",
+    "Tactic Selection: no tactics to implement the operation within workspace limit": "--workspace",
     "Requested amount of GPU memory could not be allocated: out of memory": "memory",
 }
 

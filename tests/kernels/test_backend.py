@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +20,7 @@ from fastrestore.errors import InputError, MissingExtraError, ModelError  # noqa
 from fastrestore.kernels import backend as module  # noqa: E402
 from fastrestore.kernels import launch  # noqa: E402
 from fastrestore.kernels.backend import KEPT_SHAPES, TritonBackend  # noqa: E402
-from fastrestore.kernels.machine import Cpu  # noqa: E402
+from fastrestore.kernels.machine import Cpu, open_machine  # noqa: E402
 from fastrestore.restore import Restorer  # noqa: E402
 from fastrestore.spec import read_spec  # noqa: E402
 
@@ -360,6 +361,55 @@ def test_failures_of_the_device_are_one_line(
     assert "host" in device.log  # half-written buffers are not used again
 
 
+class PTXASError(Exception):
+    """Triton's own errors derive from Exception."""
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PTXASError("ptxas failed\nRepro command"), "PTXASError: ptxas failed"),
+        (subprocess.CalledProcessError(1, ["cc"]), r"CalledProcessError: Command .*status 1\."),
+        (ImportError("no module\nnamed x"), "ImportError: no module"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_whatever_fails_on_the_device_is_one_line(
+    error: Exception, words: str, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_triton()
+    given = batch(1, 16, 16)
+    wanted = backend.run(*given)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise error
+
+    with monkeypatch.context() as m:
+        m.setattr(device, "upload", fail)
+        line = rf"^nano: failed at 16x16 px, batch of 1 \({words}\)$"
+        refused(ModelError, line, lambda: backend.run(*given))
+    device.log.clear()
+    assert levels(backend.run(*given), wanted) == (0, 0)
+    assert "host" in device.log
+    monkeypatch.setattr(module, "Network", fail)
+    refused(ModelError, rf"^nano: failed while loading \({words}\)$", open_triton)
+
+
+@pytest.mark.parametrize("error", [InputError("pack: too large"), KeyboardInterrupt()])
+def test_our_own_errors_and_interrupts_pass(
+    error: BaseException, device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = open_triton()
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(device, "upload", fail)
+    with pytest.raises(type(error)) as caught:
+        backend.run(*batch(1, 16, 16))
+    assert caught.value is error
+
+
 def test_a_closed_backend_says_so(device: Device) -> None:
     backend = open_triton()
     backend.run(*batch(1, 16, 16))
@@ -403,6 +453,26 @@ def test_the_interpreter_and_a_device_do_not_go_together(monkeypatch: pytest.Mon
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(launch, "INTERPRETED", True)
     refused(ModelError, "unset TRITON_INTERPRET$", lambda: open_triton(device="cuda"))
+
+
+NO_DEVICES = ["gpu", "", "cuda:", "cuda:-1", "cuda:01", "cuda:1000", "cuda\n", "cpu:0", "mps"]
+
+
+@pytest.mark.parametrize("name", NO_DEVICES, ids=repr)  # the id gpu alone would be a mark
+def test_a_name_of_no_device_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    words = "^nano: device '.*' is not known; use cuda, cuda:0 or cpu$"
+    refused(ModelError, words, lambda: open_machine(name, "nano"))
+
+
+@pytest.mark.parametrize("name", ["cuda:2", "cuda:9", "cuda:256"])  # torch reads 256 as 0
+def test_a_device_that_is_not_there_is_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    words = f"^nano: no device {name}, torch finds 2; use cuda:1$"
+    refused(ModelError, words, lambda: open_machine(name, "nano"))
 
 
 def test_other_models_are_refused() -> None:

@@ -231,9 +231,12 @@ def shaped(*shape: int, **options: Any) -> Tensor:
         ({"weights": shaped(2, 1, 8, 6).half()}, "weights must be"),
         ({"weights": shaped(1, 1, 8, 6).expand(2, 1, 8, 6)}, "weights is not contiguous"),
         ({"weights": shaped(2, 1, 8, 6, requires_grad=True)}, "weights get no gradient"),
+        ({"output": None}, "output must be a tensor, got NoneType"),
+        ({"target": 0.5}, "target must be a tensor, got float"),
+        ({"weights": None}, "weights must be a tensor, got NoneType"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_line(change: dict[str, Tensor], line: str) -> None:
+def test_bad_arguments_are_refused_in_one_line(change: dict[str, Any], line: str) -> None:
     good = {
         "output": shaped(2, 3, 8, 6),
         "target": shaped(2, 3, 8, 6),

@@ -207,6 +207,14 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path.write_text("{")
     with pytest.raises(InputError, match=r"resources.json: is no JSON"):
         gate.read(path)
+    shapes = "[]", "3", '{"3.9.0": []}', '{"3.9.0": {"a": 3}}', '{"3.9.0": {"a": {"sm_80": "8"}}}'
+    for text in shapes:
+        path.write_text(text)
+        with pytest.raises(InputError, match=r"resources.json: does not hold registers by") as e:
+            gate.read(path)
+        assert "\n" not in str(e.value)
+    with pytest.raises(InputError, match=r": cannot be read \(Is a directory\); "):
+        gate.read(tmp_path)
 
 
 def test_committed_registers_are_possible() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,18 @@ def test_auto_takes_our_kernel_where_it_was_measured_faster(
 def test_unknown_choice_of_blocks_is_refused() -> None:
     with pytest.raises(InputError, match=r"^blocks fast: not known; choose one of auto, kernel"):
         Network(model_file("nano"), CPU, torch.float32, "fast")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("outputs", [4, 16])
+def test_a_head_that_is_no_restorers_is_refused(outputs: int) -> None:
+    file = model_file("nano")
+    head = {
+        name: np.resize(file.weights[name], (outputs, *file.weights[name].shape[1:]))
+        for name in ("head.conv.weight", "head.conv.bias")
+    }
+    other = replace(file, weights={**file.weights, **head})
+    with pytest.raises(ModelError, match=f"^head: has {outputs} outputs, a restorer's has 12; "):
+        Network(other, CPU, torch.float32)
 
 
 # The file.

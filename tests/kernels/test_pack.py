@@ -201,11 +201,15 @@ BAD = [
     ("fill", torch.zeros(1, 4, 4, 8).half(), r"fill must be .*\(1, 4, 8, 4\)"),
     ("motion", torch.zeros(1, 1, 1).half(), r"motion must be float16 \(1, 1, 2\)"),
     ("motion", torch.zeros(1, 1, 2, device="meta").half(), "motion is on meta"),
+    ("frame", None, "frame must be a tensor, got NoneType"),
+    ("state", None, "state must be a tensor, got NoneType"),
+    ("past", 1, "past must be a bool, got int"),
+    ("past", torch.ones(2), "past must be a bool, got Tensor"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
-def test_wrong_arguments_are_named(name: str, value: Tensor, message: str) -> None:
+def test_wrong_arguments_are_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^pack: .*{message}") as error:
         pack(**make(1, 8, 16, **{name: value}))
     assert "\n" not in str(error.value)

@@ -134,7 +134,7 @@ def test_wide_bright_hole_is_within_a_fifth_of_a_level() -> None:
 
 def test_still_reads_no_past_and_fills_alike() -> None:
     frame, mask, state, sigma, _ = make(1, 8, 24, True)
-    fill, motion = pull_push(frame, mask, state[..., :0], sigma.double()[:0], False)
+    fill, motion = pull_push(frame, mask, state, torch.full_like(sigma, math.nan), False)
     assert not motion.any()
     assert motion.shape == (1, 1, 3)
     with_past, _ = pull_push(frame, mask, state, sigma, True)
@@ -184,9 +184,24 @@ def test_shapes_are_known_without_running(past: bool) -> None:
     assert [tuple(r.shape) for r in plain] == [(2, 10, 18, 4), (2, 3, 5)]
 
 
-def without(i: int, new: Any) -> Any:
+@pytest.mark.parametrize("past", [True, False])
+def test_results_have_the_same_type_whatever_sigma_has(
+    past: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `_fake` says, where the op is called without its checks."""
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    frame, mask, state, sigma, _ = make(1, 8, 16, past)
+    wanted = pull_push(frame, mask, state, sigma, past)
+    for dtype in (torch.float64, torch.int32):
+        given = sigma.to(dtype)  # whole numbers
+        results = torch.ops.fastrestore.pull_push(frame, mask, state, given, past)
+        assert all(torch.equal(r, w) for r, w in zip(results, wanted, strict=True))
+        assert all(r.dtype == torch.float16 for r in results)
+
+
+def without(i: int, new: Any, past: bool) -> Any:
     """Return good arguments with one replaced."""
-    arguments = list(make(2, 8, 16, True))
+    arguments = list(make(2, 8, 16, past))
     arguments[i] = new(arguments[i])
     return arguments
 
@@ -212,11 +227,16 @@ def misaligned(x: Tensor) -> Tensor:
         ("sigma", 3, lambda x: x.double()),
         ("sigma", 3, lambda x: x[:1]),
         ("sigma", 3, lambda x: x[:, None]),
+        ("frame", 0, lambda x: None),
+        ("state", 2, lambda x: None),
+        ("past", 4, lambda x: 1),
+        ("past", 4, lambda x: torch.ones(2)),
     ],
 )
-def test_bad_input_is_named_in_one_line(argument: str, i: int, new: Any) -> None:
+@pytest.mark.parametrize("past", [True, False])
+def test_bad_input_is_named_in_one_line(argument: str, i: int, new: Any, past: bool) -> None:
     with pytest.raises(InputError) as caught:
-        pull_push(*without(i, new))
+        pull_push(*without(i, new, past))
     text = str(caught.value)
     assert text.startswith(f"pull_push: {argument} ")
     assert "\n" not in text

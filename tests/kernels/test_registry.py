@@ -14,8 +14,9 @@ pytest.importorskip("triton")
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fastrestore.errors import InputError
 from fastrestore.kernels import launch
-from fastrestore.kernels.operator import Case, Launch, Operator
+from fastrestore.kernels.operator import Axis, Case, Launch, Operator
 from fastrestore.kernels.registry import OPERATORS, launches
 
 CPU = torch.device("cpu")
@@ -153,3 +154,27 @@ def test_launch_is_what_the_compiler_needs(form: Launch) -> None:
     kinds = form.arguments.values()
     assert all(re.fullmatch(r"\*(u8|i8|i32|fp16|fp32)|i32|fp32", kind) for kind in kinds)
     assert not form.plugin or "fp32" not in kinds
+
+
+@pytest.mark.parametrize(
+    ("axis", "size", "most"),
+    [(0, "columns", 2**31 - 1), (1, "rows", 65_535), (2, "n", 65_535)],
+)
+def test_more_programs_than_cuda_starts_are_refused(axis: int, size: str, most: int) -> None:
+    started: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Any:
+            return lambda *_, **__: started.append(grid)
+
+    grid = (Axis(("columns",), 4), Axis(("rows",), 4), Axis(("n",), 4))
+    form = Launch("wide", Kernel(), {}, {}, grid)
+    sizes = {"columns": 1, "rows": 1, "n": 1, size: 4 * most}
+    form(sizes)
+    assert started[0][axis] == most
+    sizes[size] += 1
+    line = rf"^wide: {size} = {4 * most + 1} takes {most + 1} programs along {'xyz'[axis]}, "
+    with pytest.raises(InputError, match=line) as caught:
+        form(sizes)
+    assert "\n" not in str(caught.value)
+    assert len(started) == 1

@@ -236,6 +236,10 @@ def test_export_sees_one_node_of_any_size() -> None:
         ("b1", lambda b: b[:15], "b1 must be"),
         ("b1", lambda b: b.to("meta"), "b1 is on meta"),
         ("dilation", lambda d: 3, "dilation is 3"),
+        ("dilation", lambda d: 1.0, "dilation must be an int, got float"),
+        ("dilation", lambda d: True, "dilation must be an int, got bool"),
+        ("dilation", lambda d: torch.tensor([1, 2]), "dilation must be an int, got Tensor"),
+        ("w1", lambda w: None, "w1 must be a tensor, got NoneType"),
     ],
 )
 def test_bad_arguments_are_named(argument: str, bad: Any, says: str) -> None:

@@ -138,9 +138,25 @@ def test_traffic_is_counted_by_hand() -> None:
         (torch.zeros(0, 4, 4, 1), "x must be"),
         (torch.zeros(1, 3, 4, 4).permute(0, 2, 3, 1), "x is not contiguous"),
         (torch.zeros(1, 30000, 30000, 3, device="meta"), "x has 2700000000 elements"),
+        (None, "x must be a tensor, got NoneType"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(x: Any, line: str) -> None:
     with pytest.raises(InputError, match=f"^sobel: {line}") as caught:
         sobel(x)
     assert "\n" not in str(caught.value)
+
+
+def test_gradients_too_many_for_the_offsets_are_refused() -> None:
+    x = torch.empty(1, 32768, 32768, 1, device="meta")
+    with pytest.raises(InputError, match=r"^sobel: x has 1073741824 pixels, .*2\^31 - 1") as caught:
+        sobel(x, gradients=True)
+    assert "\n" not in str(caught.value)
+    assert sobel(x[:, 1:].contiguous(), gradients=True).numel() == 2**31 - 2**16
+    assert sobel(x).numel() == 2**30
+
+
+@pytest.mark.parametrize("bad", [1, None, torch.ones(2)])
+def test_gradients_must_be_a_bool(bad: Any) -> None:
+    with pytest.raises(InputError, match=r"^sobel: gradients must be a bool, got \w+$"):
+        sobel(torch.zeros(1, 4, 4, 3), bad)

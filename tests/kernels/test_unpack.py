@@ -174,11 +174,14 @@ BAD = [
     ("head", torch.zeros(1, 12, 2, 3).half().permute(0, 2, 3, 1), "head is not contiguous"),
     ("packed", torch.zeros(1, 2, 3, 16).half(), r"packed must be .*\(1, 2, 3, 32\)"),
     ("packed", torch.zeros(1, 2, 3, 32, device="meta").half(), "packed is on meta"),
+    ("head", None, "head must be a tensor, got NoneType"),
+    ("composite", 0, "composite must be a bool, got int"),
+    ("composite", None, "composite must be a bool, got NoneType"),
 ]
 
 
 @pytest.mark.parametrize(("name", "value", "message"), BAD)
-def test_wrong_arguments_are_named(name: str, value: Tensor, message: str) -> None:
+def test_wrong_arguments_are_named(name: str, value: Any, message: str) -> None:
     with pytest.raises(InputError, match=f"^unpack: .*{message}") as error:
         unpack(**make(1, 4, 6, **{name: value}))
     assert "\n" not in str(error.value)
