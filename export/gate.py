@@ -306,15 +306,15 @@ def refusal(what: str, faults: Sequence[str]) -> EngineError:
     )
 
 
-def open_engine(path: Path, spec: ModelSpec, device: int = 0) -> Backend:
-    """Load an engine on a device."""
+def open_engine(path: Path, spec: ModelSpec, device: int = 0, trust: bool = False) -> Backend:
+    """Load an engine on a device; `trust` as for `check_engine`."""
     kind = need("fastrestore.backends.tensorrt", "tensorrt").TensorRtBackend
-    backend: Backend = kind(path, spec, device=device)
+    backend: Backend = kind(path, spec, device=device, trust=trust)
     return backend
 
 
 def verify_engine(
-    path: str | Path, model: str | Path | None = None, device: int = 0
+    path: str | Path, model: str | Path | None = None, device: int = 0, trust: bool = False
 ) -> dict[str, Any]:
     """Compare an engine with its model on this machine's device, and note it in the sidecar.
 
@@ -322,6 +322,7 @@ def verify_engine(
         path: The engine, with its sidecar.
         model: The ONNX file that it was built from; None = found among those that ship.
         device: Among those that CUDA_VISIBLE_DEVICES leaves.
+        trust: Although others may have changed it; see `check_engine`.
 
     Returns:
         The fields of `Verification`.
@@ -332,11 +333,11 @@ def verify_engine(
         ModelError: The model is not here.
     """
     target = Path(path)
-    record = check_engine(target).record
+    record = check_engine(target, trust=trust).record
     if record is None:
         raise EngineError(f"{label(target)}: has no sidecar, so nothing tells what it should do")
-    data, spec = read_model(_model_of(record, model), "restorer")
-    reference, candidate = OrtBackend(data, spec), open_engine(target, spec, device)
+    data, spec = read_model(_model_of(target, record, model), "restorer")
+    reference, candidate = OrtBackend(data, spec), open_engine(target, spec, device, trust)
     try:
         verdict = compare(record, reference, candidate)
     finally:
@@ -349,7 +350,7 @@ def verify_engine(
     return asdict(verdict.verification)
 
 
-def _model_of(record: EngineRecord, model: str | Path | None) -> Path:
+def _model_of(target: Path, record: EngineRecord, model: str | Path | None) -> Path:
     """Return the ONNX file of an engine."""
     import hashlib
 
@@ -358,7 +359,8 @@ def _model_of(record: EngineRecord, model: str | Path | None) -> Path:
         if hashlib.sha256(place.read_bytes()).hexdigest() == record.model.sha256:
             return place
     if model is not None:
-        raise ModelError(f"{model}: is not what the engine was built from; {rebuild(record)}")
+        mend = rebuild(record, path=target)
+        raise ModelError(f"{model}: is not what the engine was built from; {mend}")
     raise ModelError(
         f"{record.model.name}: the model of this engine ({record.model.sha256[:12]}...) does not "
         "ship; build it from its file, which verifies it"

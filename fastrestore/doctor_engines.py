@@ -112,11 +112,12 @@ def _modes(found: list[Entry], root: Path) -> Iterator[Check]:
     mode = jetson.power_mode(root) if jetson.is_jetson(root) else None
     if mode is None:
         return
-    records = [e.record for e in found if e.record is not None]
-    others = [r for r in records if r.power_mode not in (None, str(mode.number), mode.name)]
+    told = [(e.record, e.path) for e in found if e.record is not None]
+    others = [t for t in told if t[0].power_mode not in (None, str(mode.number), mode.name)]
     if others:
-        detail = f"{len(others)} built in another power mode, the first in {others[0].power_mode}"
-        mend = rebuild(others[0]).strip("`")
+        record, path = others[0]
+        detail = f"{len(others)} built in another power mode, the first in {record.power_mode}"
+        mend = rebuild(record, path=path).replace("`", "")
         yield Check("engines' power mode", "warn", f"{detail}; it is {mode.number} now", mend)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from fastrestore.atomic import label
 from fastrestore.engine_file import (
@@ -25,7 +26,7 @@ from fastrestore.engine_file import (
     sidecar,
     write_lock,
 )
-from fastrestore.engine_fit import BUILD, differences, rebuild, shape_text
+from fastrestore.engine_fit import build_command, differences, rebuild, shape_text
 from fastrestore.engine_record import Precision
 from fastrestore.errors import EngineError, InputError, OutputError
 from fastrestore.locking import lock
@@ -62,6 +63,13 @@ class Entry:
     problem: str
     size_bytes: int
     age_s: float
+
+
+class Pruned(NamedTuple):
+    """What `prune` did: the engines removed, or to be removed, and a line for each that stayed."""
+
+    removed: list[Entry]
+    faults: list[str]
 
 
 def root() -> Path:
@@ -101,7 +109,7 @@ def make_folder(name: str) -> Path:
     """
     private_folder(root())
     folder = private_folder(root() / name)
-    refuse_hands(folder, folder.stat())
+    refuse_hands(folder, folder.stat(), can_trust=False)
     return folder
 
 
@@ -192,27 +200,30 @@ def find(expected: Expected, precision: Precision | None = None, verified: bool 
     raise EngineError(_nearest(usable, expected))
 
 
-def prune(keep: Callable[[Entry], bool], dry_run: bool = False) -> list[Entry]:
+def prune(keep: Callable[[Entry], bool], dry_run: bool = False) -> Pruned:
     """Remove engines, and what interrupted writers left over for an hour.
 
-    An engine that is being built is passed over.
+    An engine that is being built is passed over; what cannot be removed does not stop the rest.
 
     Args:
         keep: Says of an engine whether it stays.
         dry_run: Remove nothing.
 
-    Returns:
-        The engines that were removed, or would be.
-
     Raises:
-        OutputError: A file cannot be removed.
+        InputError, EngineError: See `entries`.
     """
     gone = [e for e in entries() if not keep(e)]
     if dry_run:
-        return gone
-    removed = [entry for entry in gone if _remove(entry.path)]
-    _remove_leftovers()
-    return removed
+        return Pruned(gone, [])
+    done = Pruned([], [])
+    for entry in gone:
+        try:
+            if _remove(entry.path):
+                done.removed.append(entry)
+        except OutputError as e:
+            done.faults.append(str(e))
+    done.faults.extend(_remove_leftovers())
+    return done
 
 
 def _device(record: EngineRecord) -> str:
@@ -242,9 +253,10 @@ def _latency_ms(record: EngineRecord) -> float:
 def _nearest(usable: list[tuple[Entry, EngineRecord]], expected: Expected) -> str:
     """Say of the engine with the fewest differences what the first one is."""
     if not usable:
-        model, product = expected.model_name or "MODEL", expected.product
-        target = "" if product is None else f" --target {product.replace('tensorrt_', '')}"
-        return f"{label(root() / 'engines')}: no engine is here; `{BUILD} {model}{target}`"
+        product = expected.product
+        target = [] if product is None else ["--target", product.replace("tensorrt_", "")]
+        build = build_command(expected.model_sha256, expected.model_name, target)
+        return f"{label(root() / 'engines')}: no engine is here; {build}"
     entry, record = min(usable, key=lambda pair: len([*differences(pair[1], expected)]))
     reason = next(differences(record, expected))
     return f"{label(entry.path.name)}: {reason}; {rebuild(record, expected)}"
@@ -269,16 +281,15 @@ def _remove(path: Path) -> bool:
     except OutputError:
         raise
     except OSError as e:
-        raise OutputError(
-            f"{label(path)}: cannot be removed ({e.strerror}); see to its folder"
-        ) from e
+        raise OutputError(_stays(path, e)) from e
     return True
 
 
-def _remove_leftovers() -> None:
-    """Remove parts of files and lock files whose holder was killed."""
-    for path in (root() / "engines").glob(".*"):
-        with suppress(FileNotFoundError, _BusyError):
+def _remove_leftovers() -> list[str]:
+    """Remove parts of files and lock files whose holder was killed; say what cannot be."""
+    faults = []
+    for path in sorted((root() / "engines").glob(".*")):
+        try:
             if time.time() - path.lstat().st_mtime < _LEFTOVER_S:
                 continue
             if path.name.endswith(".part"):
@@ -286,3 +297,15 @@ def _remove_leftovers() -> None:
             elif path.name.endswith((".build", ".write")):
                 with lock(path, _refuse):
                     pass  # what is let go is removed
+        except (FileNotFoundError, _BusyError):
+            continue
+        except OutputError as e:
+            faults.append(str(e))
+        except OSError as e:
+            faults.append(_stays(path, e))
+    return faults
+
+
+def _stays(path: Path, error: OSError) -> str:
+    mend = "it is a folder, remove it yourself" if path.is_dir() else "see to its folder"
+    return f"{label(path)}: cannot be removed ({error.strerror}); {mend}"

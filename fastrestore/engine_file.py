@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shlex
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +21,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from fastrestore.atomic import label, write_file
-from fastrestore.engine_fit import ANEW, BUILD, Expected, rebuild, refuse_other
+from fastrestore.engine_fit import (
+    ANEW,
+    BUILD,
+    Expected,
+    argument,
+    cache_holds,
+    rebuild,
+    refuse_other,
+)
 from fastrestore.engine_record import (
     TITLES,
     DeviceRecord,
@@ -154,25 +161,30 @@ def write_lock(path: str | os.PathLike[str]) -> Path:
     return target.with_name(f".{target.name}.write")
 
 
-def refuse_hands(path: Path, info: os.stat_result) -> None:
+def refuse_hands(path: Path, info: os.stat_result, can_trust: bool = True) -> None:
     """Refuse what another user could have changed: an engine is a program. POSIX only.
 
     Args:
         path: A file or folder, for messages.
         info: What the system says of it.
+        can_trust: Whether the command at hand has `--trust-engine`.
 
     Raises:
         EngineError: It belongs to someone else than this user and root, or others may write.
     """
     if os.name != "posix":
         return
+    trust = f", or {_TRUST}" if can_trust else ""
     if info.st_uid not in (os.geteuid(), 0):  # root can change everything anyway
-        raise EngineError(f"{label(path)}: belongs to another user; {ANEW}, or {_TRUST}")
+        other = ", or set FASTRESTORE_CACHE to another folder" if cache_holds(path) else ""
+        raise EngineError(
+            f"{label(path)}: belongs to another user; "
+            f'`sudo chown -R "$(id -un)" {argument(path)}`{other}{trust}'
+        )
     shared = stat.S_ISDIR(info.st_mode) and info.st_mode & stat.S_ISVTX  # as /tmp is
     if info.st_mode & 0o022 and not shared:
         raise EngineError(
-            f"{label(path)}: others may write to it; `chmod go-w {shlex.quote(str(path))}`, "
-            f"or {_TRUST}"
+            f"{label(path)}: others may write to it; `chmod go-w {argument(path)}`{trust}"
         )
 
 
@@ -271,7 +283,7 @@ def _check(path: Path, expected: Expected, trust: bool) -> Engine:
     if record.engine_bytes not in (_size(path), _size(backup(path))):
         raise EngineError(
             f"{label(path)}: has {info.st_size} bytes of {record.engine_bytes}, it was cut short "
-            f"or replaced; {rebuild(record, expected)}"
+            f"or replaced; {rebuild(record, expected, path)}"
         )
     refuse_other(path, record, expected)
     for place in (path, backup(path)):  # in this order: the copy is there before a new engine is
@@ -279,12 +291,23 @@ def _check(path: Path, expected: Expected, trust: bool) -> Engine:
             with _open(place, f"{label(place)}: is gone; {ANEW}") as (file, _):
                 data = file.read()
             if hashlib.sha256(data).hexdigest() == record.engine_sha256:
+                _refuse_product(path, data[:4], record, expected)
                 return Engine(path, data, record)
-    built_by = MAGIC.get(head[:4], record.product)
-    reason = "its bytes are not those that were built, SHA-256 differs"
+    _refuse_product(path, head[:4], record, expected)
+    raise EngineError(
+        f"{label(path)}: its bytes are not those that were built, SHA-256 differs; "
+        f"{rebuild(record, expected, path)}"
+    )
+
+
+def _refuse_product(path: Path, head: bytes, record: EngineRecord, expected: Expected) -> None:
+    """Refuse an engine that begins as one of the other product than its sidecar says."""
+    built_by = MAGIC.get(head, record.product)
     if built_by != record.product:
-        reason = f"is an engine of {TITLES[built_by]}, its sidecar is of {TITLES[record.product]}"
-    raise EngineError(f"{label(path)}: {reason}; {rebuild(record, expected)}")
+        raise EngineError(
+            f"{label(path)}: is an engine of {TITLES[built_by]}, its sidecar is of "
+            f"{TITLES[record.product]}; {rebuild(record, expected, path)}"
+        )
 
 
 @contextmanager
@@ -303,7 +326,7 @@ def _open(path: Path, absent: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
         raise EngineError(absent) from e
     except OSError as e:
         raise EngineError(
-            f"{label(path)}: cannot be read ({e.strerror}); `chmod u+r` it, or {ANEW}"
+            f"{label(path)}: cannot be read ({e.strerror}); `chmod u+r {argument(path)}`, or {ANEW}"
         ) from e
 
 
@@ -326,7 +349,7 @@ def _refuse_kind(path: Path, head: bytes) -> None:
     if len(head) > 2 and head[0] == 0x08 and head[1] < 0x80 and head[2] & 7 == 2:
         raise EngineError(
             f"{label(path)}: is an ONNX model under another name, no engine; "
-            f"`{BUILD} {shlex.quote(str(path))}` builds one from it"
+            f"`{BUILD} {argument(path)}` builds one from it"
         )
 
 

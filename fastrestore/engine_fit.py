@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 
 from fastrestore.atomic import label
+from fastrestore.backend import shipped_models
 from fastrestore.engine_record import TITLES, DeviceRecord, EngineRecord, Product, covers, system
-from fastrestore.errors import EngineError
+from fastrestore.errors import EngineError, InputError
 
 BUILD = "fastrestore build-engine"
-ANEW = f"`{BUILD} MODEL --rebuild`"  # where no sidecar says which model
+ANEW = f"build it again with {BUILD}"  # where no sidecar says from what
+_OPT_LEVEL = 3  # what the builder takes if it is told none
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +50,97 @@ def shape_text(dims: tuple[int, ...]) -> str:
     return "x".join(map(str, dims))
 
 
-def rebuild(record: EngineRecord, expected: Expected | None = None) -> str:
-    """Return the command that builds an engine anew, as it is now expected to be."""
+def argument(path: str | os.PathLike[str]) -> str:
+    """Return a path as a shell takes it, in one line; never one that looks like an option."""
+    text = os.fspath(path)
+    return shlex.quote(label(f"./{text}" if text.startswith("-") else text))
+
+
+def cache_holds(path: str | os.PathLike[str], folder: str = "") -> bool:
+    """Tell whether a path lies in the cache or one of its folders, or is that itself."""
+    from fastrestore.engine_cache import root  # which imports this module
+
+    try:
+        place = (root() / folder).resolve()
+    except InputError:  # there is no cache
+        return False
+    target = Path(os.path.abspath(path))
+    return place in (target.resolve(), *target.parent.resolve().parents, target.parent.resolve())
+
+
+def build_command(model_sha256: str | None, model_name: str | None, options: list[str]) -> str:
+    """Return a command that builds an engine; in words what is not known of it.
+
+    Args:
+        model_sha256: Of the model's file; None = not known.
+        model_name: Its name or path; None = not known.
+        options: The rest, ready for a shell.
+    """
+    shipped = _shipped()
+    name = shipped.get(model_sha256 or "")
+    if model_name is not None and model_name.endswith(".onnx"):
+        name = argument(model_name)
+    elif model_sha256 is None and model_name in shipped.values():
+        name = model_name
+    if name is None:  # a name alone finds no file that does not ship
+        return f"build it again from its .onnx: `{' '.join([BUILD, 'FILE.onnx', *options])}`"
+    return f"`{' '.join([BUILD, name, *options])}`"
+
+
+@lru_cache(maxsize=1)
+def _shipped() -> dict[str, str]:
+    """Return SHA-256 to name of every shipped model file."""
+    return {hashlib.sha256(p.read_bytes()).hexdigest(): p.stem for p in shipped_models()}
+
+
+def rebuild(
+    record: EngineRecord,
+    expected: Expected | None = None,
+    path: str | os.PathLike[str] | None = None,
+) -> str:
+    """Return how to build an engine anew, as it is now expected to be.
+
+    Args:
+        record: Its sidecar.
+        expected: What it must fit.
+        path: Where it lies; None = in the cache.
+
+    Returns:
+        A command in backticks, after some words if its model does not ship.
+    """
     wanted = expected or Expected()
     product = wanted.product or record.product
-    words = [BUILD, shlex.quote(wanted.model_name or record.model.name), "--rebuild"]
-    words += ["--target", "rtx" if product == "tensorrt_rtx" else "tensorrt"]
-    words += ["--precision", record.precision]
-    shape = wanted.shape or record.profile.get("frame", ((), (), ()))[1]
-    if len(shape) >= 3:
-        words += ["--for", f"{shape[2]}x{shape[1]}"]
-        words += ["--batch", str(shape[0])] if shape[0] > 1 else []
-    return "`" + " ".join(words) + "`"
+    words = ["--rebuild", "--target", "rtx" if product == "tensorrt_rtx" else "tensorrt"]
+    words += ["--precision", record.precision, *_size_options(record, wanted.shape)]
+    if product == record.product == "tensorrt_rtx":
+        words += _capability_options(record, wanted.device)
+    words += ["--opt-level", str(record.opt_level)] if record.opt_level != _OPT_LEVEL else []
+    words += ["-o", argument(path)] if path is not None and not cache_holds(path, "engines") else []
+    sha256 = wanted.model_sha256 or record.model.sha256
+    return build_command(sha256, wanted.model_name, words)
+
+
+def _size_options(record: EngineRecord, shape: tuple[int, int, int] | None) -> list[str]:
+    low, best, high = (dims[:3] for dims in record.profile["frame"])
+    frames = best[0] if shape is None else shape[0]
+    if low[1:] == high[1:]:
+        _, h, w = shape or best
+        words = ["--for", f"{w}x{h}"]
+    else:
+        _, h, w = shape or best  # what is wanted need not be within
+        ends = [(min(low[1], h), min(low[2], w)), best[1:], (max(high[1], h), max(high[2], w))]
+        words = ["--dynamic", *(f"{width}x{height}" for height, width in ends)]
+    return words + (["--batch", str(frames)] if frames > 1 else [])
+
+
+def _capability_options(record: EngineRecord, device: DeviceRecord | None) -> list[str]:
+    """Return the GPUs that an engine of TensorRT-RTX is for, with the one at hand."""
+    if record.device is not None:
+        return ["--compute-capability", "current"]
+    named = [c for c in record.compute_capabilities if not c.endswith("+")]  # 8.0+ = the default
+    if device is not None and not covers(record.compute_capabilities, device.sm):
+        named.append(device.sm)
+    return [word for c in named for word in ("--compute-capability", c)]
 
 
 def refuse_other(path: str | os.PathLike[str], record: EngineRecord, expected: Expected) -> None:
@@ -72,7 +156,7 @@ def refuse_other(path: str | os.PathLike[str], record: EngineRecord, expected: E
     """
     reason = next(iter(differences(record, expected)), None)
     if reason is not None:
-        raise EngineError(f"{label(path)}: {reason}; {rebuild(record, expected)}")
+        raise EngineError(f"{label(path)}: {reason}; {rebuild(record, expected, path)}")
 
 
 def differences(record: EngineRecord, expected: Expected) -> Iterator[str]:
@@ -110,9 +194,6 @@ def _runs_on(record: EngineRecord, device: DeviceRecord) -> bool:
 
 
 def _shape_difference(record: EngineRecord, shape: tuple[int, int, int]) -> Iterator[str]:
-    if "frame" not in record.profile:
-        yield "takes no frame"
-        return
     low, _, high = (dims[:3] for dims in record.profile["frame"])
     nearest = tuple(min(max(n, a), b) for n, a, b in zip(shape, low, high, strict=False))
     if nearest == shape:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from fastrestore.backend import shipped_models
 from fastrestore.cuda import find_device
 from fastrestore.engine_cache import Entry
-from fastrestore.engine_file import DeviceRecord, EngineRecord, Expected
+from fastrestore.engine_file import DeviceRecord, Expected
 from fastrestore.engine_fit import differences
 from fastrestore.engine_record import TITLES, Product
 from fastrestore.environment import package_version
@@ -77,37 +77,34 @@ def fits_here(entry: Entry) -> tuple[bool | None, str]:
 def stale(entry: Entry) -> str:
     """Say why nobody here will load an engine again; empty if it may be loaded.
 
-    One for another system is not stale: it was built here to be taken there.
+    One for another system is not stale: it was built here to be taken there. Nor is one of
+    another model file than the one that ships: see `of_another_model`.
     """
     record = entry.record
     if record is None:
         return entry.problem
     product = record.product
-    here = Expected(
-        product, product_version(product), device(), _shipped_sha256(record), os=None, arch=None
-    )
+    here = Expected(product, product_version(product), device(), os=None, arch=None)
     return next(differences(record, here), "")
 
 
-def _shipped_sha256(record: EngineRecord) -> str | None:
-    """Return which file a shipped model must have been built from; None if any will do."""
-    shipped = _shipped()
-    versions = {version for name, version, _ in shipped if name == record.model.name}
-    sums = [sha256 for name, _, sha256 in shipped if name == record.model.name]
-    if not sums or record.model.sha256 in sums:
-        return None
-    # INT8 may be calibrated by the user, and is then a file that was not shipped
-    if record.precision == "int8" and record.model.version in versions:
-        return None
-    return sums[0]
+def of_another_model(entry: Entry) -> bool:
+    """Tell whether an engine has a shipped model's name, but was built from another file.
+
+    That file is an older one that shipped, or the user's own: nothing here tells which.
+    """
+    if entry.record is None:
+        return False
+    sums = _shipped().get(entry.record.model.name)
+    return sums is not None and entry.record.model.sha256 not in sums
 
 
 @lru_cache(maxsize=1)
-def _shipped() -> tuple[tuple[str, int, str], ...]:
-    """Return name, version and SHA-256 of every shipped model file."""
-    found = []
+def _shipped() -> dict[str, set[str]]:
+    """Return the SHA-256 of the shipped model files of every name."""
+    found: dict[str, set[str]] = {}
     for path in shipped_models():
         data = path.read_bytes()
-        spec = read_spec(data, path.name)
-        found.append((spec.name, spec.version, hashlib.sha256(data).hexdigest()))
-    return tuple(found)
+        sums = found.setdefault(read_spec(data, path.name).name, set())
+        sums.add(hashlib.sha256(data).hexdigest())
+    return found

@@ -24,6 +24,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dims = tuple[int, ...]
 TITLES: dict[Product, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_MOST = 2**31  # TensorRT counts in 32 bits
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
 
@@ -104,7 +105,7 @@ class EngineRecord:
         arch: Processor it runs on; see `system`.
         model: The ONNX file.
         precision: Of the convolutions.
-        profile: Input to its smallest, best and largest shape, `(N, H, W, C)`.
+        profile: Input to its smallest, best and largest shape, `(N, H, W, C)` or `(N,)`.
         opt_level: Of the builder, 0 to 5.
         build_seconds: Wall time.
         code_version: Version of fastrestore that built it.
@@ -172,10 +173,13 @@ class EngineRecord:
             raise EngineError("a compute capability is written as 8.7")
         if not self.profile:
             raise EngineError("profile is empty")
+        if "frame" not in self.profile:
+            raise EngineError("profile.frame is missing")
         for name, (low, best, high) in self.profile.items():
             sizes = (*zip(low, best, high, strict=False),)
             ranks = {len(low), len(best), len(high)}
-            if len(ranks) != 1 or not all(0 < a <= b <= c for a, b, c in sizes):
+            is_known = ranks == {4} or (ranks == {1} and name != "frame")
+            if not is_known or not all(0 < a <= b <= c < _MOST for a, b, c in sizes):
                 raise EngineError(f"profile.{name} is not a smallest, best and largest shape")
 
     @property

@@ -143,7 +143,7 @@ class LoadedEngine:
         self._trt = trt = import_product(product)
         self.name = label(engine.path)
         self._title = f"{TITLES[product]} {trt.__version__}"
-        self._mend = ANEW if engine.record is None else rebuild(engine.record)
+        self._mend = ANEW if engine.record is None else rebuild(engine.record, path=engine.path)
         if engine.record is not None:  # what is imported need not be what pip knows of
             here = Expected(product, trt.__version__)
             refuse_other(engine.path, engine.record, here)

@@ -221,7 +221,7 @@ class TensorRtBackend:
         """
         if engine.record is None or engine.record.verification is not None:
             return engine
-        _verify(engine.path, model, device)
+        _verify(engine.path, model, device, self._trust)
         return check_engine(engine.path, self._wanted, self._trust)
 
     def _no_engine(self, shape: Shape) -> str:
@@ -284,7 +284,7 @@ def layers(path: str | Path, device: int = 0, driver: Driver | None = None) -> l
         return loaded.layers()
 
 
-def _verify(path: Path, model: str | Path | None, device: int) -> None:
+def _verify(path: Path, model: str | Path | None, device: int, trust: bool) -> None:
     """Compare an engine with ONNX Runtime; the result goes into its sidecar.
 
     Raises:
@@ -296,4 +296,4 @@ def _verify(path: Path, model: str | Path | None, device: int) -> None:
         gate = need("fastrestore.export.gate", "tensorrt")
     except MissingExtraError as e:
         raise MissingExtraError(f"{label(path)}: is not verified, and cannot be here: {e}") from e
-    gate.verify_engine(path, model, device)
+    gate.verify_engine(path, model, device, trust)

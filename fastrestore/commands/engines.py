@@ -77,7 +77,7 @@ def verify_command(engine: str, trust_engine: bool, as_json: bool) -> None:
                 f"{label(path)}: is as it was built; unverified: no device here; verify it where "
                 f"its GPU is"
             )
-    figures = need("fastrestore.export.gate", "tensorrt").verify_engine(path)
+    figures = need("fastrestore.export.gate", "tensorrt").verify_engine(path, trust=trust_engine)
     if as_json:
         click.echo(json.dumps(figures, indent=1))
         return
@@ -115,29 +115,40 @@ def show_command(engine: str, layers: bool, as_json: bool) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would go.")
 @click.option("--all", "everything", is_flag=True, help="Whether it fits or not.")
 def prune_command(dry_run: bool, everything: bool) -> None:
-    """Remove engines of other versions, other GPUs, and models that were replaced.
+    """Remove engines of other versions and other GPUs, and damaged ones.
 
-    What cannot be told here (no GPU, no TensorRT, a model of your own) is kept.
+    What cannot be told here (no GPU, no TensorRT, another model file than the one that ships) is
+    kept. Exit code 1 if something could not be removed.
     """
     from fastrestore.engine_cache import prune
-    from fastrestore.engine_here import stale
+    from fastrestore.engine_here import of_another_model, stale
 
     reasons: dict[Path, str] = {}
+    strangers: list[Path] = []
 
     def keep(entry: Entry) -> bool:
         reasons[entry.path] = "all go" if everything else stale(entry)
+        if not reasons[entry.path] and of_another_model(entry):
+            strangers.append(entry.path)
         return not reasons[entry.path]
 
-    gone = prune(keep, dry_run)
+    gone, faults = prune(keep, dry_run)
     for entry in gone:
         verb = "would be removed" if dry_run else "removed"
         click.echo(f"{label(entry.path.name)}: {verb}: {reasons[entry.path]}", err=True)
+    for path in strangers:
+        told = "kept: of another model file than the one that ships; --all removes all"
+        click.echo(f"{label(path.name)}: {told}", err=True)
     freed_mb = sum(entry.size_bytes for entry in gone) / 1e6
     click.echo(
         f"{len(gone)} of {len(reasons)} engines, {freed_mb:.1f} MB"
         + (" would be removed" if dry_run else " removed"),
         err=True,
     )
+    for fault in faults:
+        click.echo(fault, err=True)
+    if faults:
+        click.get_current_context().exit(1)
 
 
 def _find(engine: str) -> Path:
@@ -205,8 +216,6 @@ def _sizes(profile: dict[str, Any]) -> str:
     """Return what sizes of frames a profile takes, `1x736x1280` or smallest to largest."""
     from fastrestore.engine_fit import shape_text
 
-    if "frame" not in profile:
-        return "?"
     low, _, high = (shape_text(dims[:3]) for dims in profile["frame"])
     return low if low == high else f"{low} to {high}"
 

@@ -238,8 +238,9 @@ def opened(monkeypatch: pytest.MonkeyPatch, change: Any) -> list[Any]:
     made: list[Any] = []
 
     class Changed(Echo):
-        def __init__(self, path: Path, spec: ModelSpec, device: int = 0) -> None:
+        def __init__(self, path: Path, spec: ModelSpec, device: int, trust: bool) -> None:
             super().__init__(change)
+            self.trust = trust
             self.inner = OrtBackend(read_model("nano", "restorer")[0], spec, 1)
 
         def run(self, frame: U8, mask: U8, state: U8, sigma: F32) -> tuple[U8, U8]:
@@ -247,8 +248,8 @@ def opened(monkeypatch: pytest.MonkeyPatch, change: Any) -> list[Any]:
             changed = np.clip(self.change(restored.astype(np.int16)), 0, 255)
             return changed.astype(np.uint8), after
 
-    def open_engine(path: Path, spec: ModelSpec, device: int = 0) -> Backend:
-        made.append(Changed(path, spec, device))
+    def open_engine(path: Path, spec: ModelSpec, device: int = 0, trust: bool = False) -> Backend:
+        made.append(Changed(path, spec, device, trust))
         backend: Backend = made[-1]
         return backend
 
@@ -265,6 +266,18 @@ def test_verify_engine_notes_it_in_the_sidecar(
     assert found["max_error"] == 0
     assert read_record(path).verification == Verification(**found)
     assert made[0].is_closed
+    assert not made[0].trust
+
+
+def test_verify_engine_trusts_what_others_may_change(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path, made = write(tmp_path), opened(monkeypatch, lambda x: x)
+    path.parent.chmod(0o777)
+    with pytest.raises(EngineError, match="others may write"):
+        gate.verify_engine(path)
+    assert gate.verify_engine(path, trust=True)["max_error"] == 0
+    assert [backend.trust for backend in made] == [True]
 
 
 def test_verify_engine_refuses_and_takes_the_mark_away(

@@ -83,7 +83,8 @@ def test_engines_of_another_power_mode(machine: Machine) -> None:
     put(machine, power_mode="1", precision="fp32")
     check = machine.check("engines' power mode")
     assert check.detail == "1 built in another power mode, the first in 1; it is 2 now"
-    assert check.mend.startswith("fastrestore build-engine mine --rebuild --target tensorrt ")
+    command = "fastrestore build-engine FILE.onnx --rebuild --target tensorrt "
+    assert check.mend.startswith(f"build it again from its .onnx: {command}")
 
 
 def test_the_answer_about_engines_is_lost(machine: Machine) -> None:

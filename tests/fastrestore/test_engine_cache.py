@@ -122,6 +122,7 @@ def test_a_folder_in_other_hands_is_refused_before_a_build(cache: Path) -> None:
     with pytest.raises(EngineError, match="others may write to it; `chmod go-w ") as e:
         engine_path(RECORD)
     assert str(e.value).startswith(f"{cache / 'engines'}: ")
+    assert "--trust-engine" not in str(e.value)  # which no builder has
 
 
 def test_a_cache_that_cannot_be_made_is_said(
@@ -255,7 +256,7 @@ def test_the_fastest_that_fits_is_found(cache: Path) -> None:
         (replace(HERE, shape=(1, 1088, 1920)), "takes frames of 1x736x1280, not 1x1088x1920; "),
         (replace(HERE, version="10.16.1"), "was built by TensorRT 10.3.0, here runs 10.16.1; "),
         (replace(HERE, device=DeviceRecord("L4", "8.9")), r"built for Orin \(8.7\), this is L4"),
-        (replace(HERE, model_sha256="c" * 64, model_name="base"), "build-engine base --rebuild"),
+        (replace(HERE, model_sha256="c" * 64, model_name="b.onnx"), "build-engine b.onnx --reb"),
     ],
 )
 def test_what_comes_nearest_is_said(cache: Path, wanted: Expected, words: str) -> None:
@@ -264,16 +265,18 @@ def test_what_comes_nearest_is_said(cache: Path, wanted: Expected, words: str) -
     with pytest.raises(EngineError, match=words) as e:
         find(wanted)
     assert str(e.value).isprintable()
-    assert "; `fastrestore build-engine " in str(e.value)
+    assert "`fastrestore build-engine " in str(e.value)
     assert e.value.exit_code == 4
 
 
 def test_an_empty_cache_is_said(cache: Path) -> None:
     for product, target in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "rtx")):
         with pytest.raises(EngineError) as e:
-            find(replace(HERE, product=product))
+            find(Expected(product, model_name="tiny"))
         build = f"`fastrestore build-engine tiny --target {target}`"
         assert str(e.value) == f"{cache / 'engines'}: no engine is here; {build}"
+    with pytest.raises(EngineError, match=r"from its \.onnx: `fastrestore build-engine FILE\.onnx"):
+        find(HERE)  # a shipped name, another file
 
 
 def test_prune(cache: Path) -> None:
@@ -285,21 +288,21 @@ def test_prune(cache: Path) -> None:
         return entry.path == stays
 
     before = sorted(os.listdir(stays.parent))
-    would = {e.path for e in prune(keep, dry_run=True)}
+    would = {e.path for e in prune(keep, dry_run=True).removed}
     assert would == {goes, damaged}
     assert sorted(os.listdir(stays.parent)) == before
-    assert {e.path for e in prune(keep)} == would
+    assert {e.path for e in prune(keep).removed} == would
     assert sorted(os.listdir(stays.parent)) == [stays.name, sidecar(stays).name]
     assert check_engine(stays, HERE).data == DATA
-    assert prune(keep) == []
+    assert prune(keep) == ([], [])
 
 
 def test_prune_passes_over_what_is_being_built(cache: Path) -> None:
     path = put()
     with lock(build_lock(path)):
-        assert prune(lambda _: False) == []
+        assert prune(lambda _: False) == ([], [])
         assert check_engine(path, HERE).data == DATA
-    assert len(prune(lambda _: False)) == 1
+    assert len(prune(lambda _: False).removed) == 1
     assert os.listdir(path.parent) == []
 
 
@@ -308,7 +311,7 @@ def test_prune_removes_what_killed_writers_left(cache: Path) -> None:
     part, locks = path.parent / ".0123.part", (build_lock(path), write_lock(path))
     for place in (part, *locks):
         place.write_bytes(b"")
-    assert prune(lambda _: True) == []
+    assert prune(lambda _: True) == ([], [])
     assert part.exists()  # it may be being written
     assert all(p.exists() for p in locks)
     for place in (part, *locks):

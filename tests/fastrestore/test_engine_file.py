@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from typing import Any
 import pytest
 
 from fastrestore import engine_file
+from fastrestore.backend import weights_folder
 from fastrestore.engine_file import (
     DeviceRecord,
     EngineRecord,
@@ -76,6 +78,12 @@ RTX = replace(
     compute_capabilities=("7.5", "8.9", "12.0"),
     verification=None,
 )
+SHIPPED = replace(
+    RECORD,
+    model=replace(
+        MODEL, sha256=hashlib.sha256((weights_folder() / "tiny.onnx").read_bytes()).hexdigest()
+    ),
+)
 HERE = Expected("tensorrt", "10.3.0", ORIN, "a" * 64, "tiny", (1, 736, 1280))
 RTX_HERE = replace(HERE, product="tensorrt_rtx", version="1.7.1.116", device=L4)
 ONNX = b"\x08\x0a\x12\x0bfastrestore\x1a\x050.1.0" + bytes(100)
@@ -88,7 +96,7 @@ def refusal(path: Path, expected: Expected | None = HERE, trust: bool = False) -
     text = str(e.value)
     assert text.isprintable()  # one line
     assert str(path.parent) in text
-    assert re.search(r"`fastrestore build-engine |--trust-engine|; name |`chmod ", text), text
+    assert re.search(r"fastrestore build-engine|--trust-engine|; name |`chmod ", text), text
     return text
 
 
@@ -254,14 +262,13 @@ def test_what_happens_to_files(pair: Path, case: str) -> None:
         (
             RECORD,
             replace(HERE, shape=(2, 1088, 1920)),
-            "takes frames of 1x736x1280, not 2x1088x1920; .*--for 1920x1088 --batch 2`",
+            "takes frames of 1x736x1280, not 2x1088x1920; .*--for 1920x1088 --batch 2 -o ",
         ),
         (
             replace(RECORD, profile={"frame": MOVING}),
             replace(HERE, shape=(1, 32, 2048)),
             "frames of 1x64x64 to 4x1088x1920, nearest 1x64x1920, not 1x32x2048",
         ),
-        (replace(RECORD, profile={"x": STILL}), HERE, "takes no frame"),
     ],
 )
 def test_what_does_not_fit(
@@ -427,15 +434,123 @@ def test_an_engine_of_rtx_is_known_by_its_head(tmp_path: Path) -> None:
 
 
 def test_the_mending_command() -> None:
-    assert rebuild(RECORD) == (
-        "`fastrestore build-engine tiny --rebuild --target tensorrt --precision fp16 "
-        "--for 1280x736`"
+    usual = "--rebuild --target tensorrt --precision fp16 --for 1280x736"
+    assert rebuild(SHIPPED) == f"`fastrestore build-engine tiny {usual}`"
+    assert "--target rtx" in rebuild(SHIPPED, RTX_HERE)
+    batch = replace(SHIPPED, profile={"frame": ((2, 736, 1280, 3),) * 3}, opt_level=5)
+    assert rebuild(batch).endswith(" --for 1280x736 --batch 2 --opt-level 5`")
+
+
+def test_the_mending_command_of_a_model_that_does_not_ship() -> None:
+    words = "build it again from its .onnx: `fastrestore build-engine FILE.onnx --rebuild --target "
+    assert rebuild(RECORD).startswith(words)  # the shipped name, another file
+    assert rebuild(replace(SHIPPED, model=replace(MODEL, name="own"))).startswith(words)
+    assert rebuild(RECORD, Expected(model_name="tiny")).startswith(words)
+    wanted = Expected(model_name="-my own.onnx", model_sha256="c" * 64)
+    assert rebuild(RECORD, wanted).startswith("`fastrestore build-engine './-my own.onnx' --reb")
+    wanted = Expected(model_name="tiny", model_sha256=SHIPPED.model.sha256)
+    assert rebuild(RECORD, wanted).startswith("`fastrestore build-engine tiny --rebuild ")
+
+
+def test_the_mending_command_names_a_place_outside_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path / "cache"))
+    assert " -o " not in rebuild(SHIPPED, path=tmp_path / "cache" / "engines" / "x.engine")
+    path = tmp_path / "my own" / "x.engine"
+    assert rebuild(SHIPPED, path=path).endswith(f" -o '{path}'`")
+    assert rebuild(SHIPPED, path="-x.engine").endswith(" -o ./-x.engine`")
+    assert rebuild(SHIPPED, path=tmp_path / "cache" / "x.engine").endswith("/x.engine`")
+    write_engine(path, DATA, SHIPPED)
+    assert f" -o '{path}'`" in refusal(path, replace(HERE, version="11"))
+    flip(path)
+    assert f" -o '{path}'`" in refusal(path)
+
+
+def test_the_mending_command_of_a_dynamic_engine() -> None:
+    moving = replace(SHIPPED, profile={"frame": MOVING})
+    assert rebuild(moving).endswith(" --dynamic 64x64 1280x736 1920x1088`")
+    wanted = rebuild(moving, Expected(shape=(2, 32, 2048)))
+    assert wanted.endswith(" --dynamic 64x32 1280x736 2048x1088 --batch 2`")
+
+
+def test_the_mending_command_of_rtx_keeps_its_gpus() -> None:
+    own = " --compute-capability 7.5 --compute-capability 8.9 --compute-capability 12.0"
+    assert rebuild(RTX).endswith(f"{own}`")
+    assert rebuild(RTX, Expected(device=ORIN)).endswith(f"{own} --compute-capability 8.7`")
+    assert "--compute" not in rebuild(replace(RTX, compute_capabilities=("8.0+",)))
+    assert "--compute" not in rebuild(RTX, Expected("tensorrt"))
+    tuned = replace(RTX, compute_capabilities=(), device=L4)
+    assert rebuild(tuned).endswith(" --compute-capability current`")
+
+
+def test_no_command_is_shown_with_a_hole_in_it(pair: Path, tmp_path: Path) -> None:
+    empty, odd = tmp_path / "empty.engine", tmp_path / "odd.engine"
+    empty.write_bytes(b"")
+    odd.write_bytes(DATA)
+    texts = [refusal(empty), refusal(tmp_path / "absent.engine"), refusal(odd)]
+    sidecar(pair).write_text("[]")
+    texts.append(refusal(pair))
+    for text in texts:
+        assert "build it again with fastrestore build-engine" in text
+        assert "MODEL" not in text
+
+
+def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-x.engine").write_bytes(ONNX)
+    with pytest.raises(EngineError, match=r"`fastrestore build-engine \./-x\.engine`"):
+        check_engine("-x.engine")
+    Path("-x.engine").write_bytes(DATA)
+    Path("-x.engine").chmod(0o666)
+    with pytest.raises(EngineError, match=r"`chmod go-w \./-x\.engine`"):
+        check_engine("-x.engine")
+
+
+def test_the_mend_for_another_users_file_is_no_rebuild(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = list(os.stat(pair))
+    info[4] = 4321
+    monkeypatch.setattr(os, "geteuid", lambda: 1234)
+    for cache, told in ((tmp_path, True), (tmp_path / "other", False)):
+        monkeypatch.setenv("FASTRESTORE_CACHE", str(cache))
+        for can_trust in (True, False):
+            with pytest.raises(EngineError, match="another user; `sudo chown ") as e:
+                engine_file.refuse_hands(pair, os.stat_result(info), can_trust)
+            assert "build-engine" not in str(e.value)
+            assert ("FASTRESTORE_CACHE" in str(e.value)) == told
+            assert ("--trust-engine" in str(e.value)) == can_trust
+
+
+def test_the_other_products_engine_is_refused_with_the_right_hash(pair: Path) -> None:
+    write_engine(pair, RTX_DATA, RECORD)
+    for trust in (False, True):
+        words = "is an engine of TensorRT-RTX, its sidecar is of TensorRT; "
+        assert words in refusal(pair, trust=trust)
+
+
+@pytest.mark.parametrize(
+    "profile",
+    [
+        {"x": STILL},
+        {"frame": ((1, 736, 1280),) * 3},
+        {"frame": ((1,),) * 3},
+        {"frame": ((),) * 3},
+        {"frame": STILL, "sigma": ((),) * 3},
+        {"frame": STILL, "mask": ((1, 8),) * 3},
+        {"frame": ((1, 736, 2**31, 3),) * 3},
+    ],
+)
+def test_a_profile_that_no_engine_has(pair: Path, profile: dict[str, Any]) -> None:
+    told = json.loads(sidecar(pair).read_text())
+    sidecar(pair).write_text(json.dumps({**told, "profile": profile}))
+    with pytest.raises(EngineError, match=r"profile\."):
+        read_record(pair)
+    sidecar(pair).write_text(
+        json.dumps({**told, "profile": {"frame": STILL, "sigma": ((1,),) * 3}})
     )
-    assert "--target rtx" in rebuild(RECORD, RTX_HERE)
-    odd = replace(RECORD, model=replace(MODEL, name="a b; rm"), profile={"x": STILL})
-    assert rebuild(odd) == (
-        "`fastrestore build-engine 'a b; rm' --rebuild --target tensorrt --precision fp16`"
-    )
+    assert read_record(pair).is_static
 
 
 # Writing.

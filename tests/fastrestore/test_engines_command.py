@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -155,7 +156,7 @@ def test_list_as_json(fr: Call, machine: Machine) -> None:
     assert (row["fits"], row["why"]) == (True, "")
 
 
-def gate(monkeypatch: pytest.MonkeyPatch, run: Callable[[Path], dict[str, Any]]) -> None:
+def gate(monkeypatch: pytest.MonkeyPatch, run: Callable[..., dict[str, Any]]) -> None:
     monkeypatch.setitem(
         sys.modules,
         "fastrestore.export.gate",
@@ -166,7 +167,7 @@ def gate(monkeypatch: pytest.MonkeyPatch, run: Callable[[Path], dict[str, Any]])
 def test_verify_without_a_device(
     fr: Call, machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate(monkeypatch, lambda _: pytest.fail("needs a device"))
+    gate(monkeypatch, lambda *_, **__: pytest.fail("needs a device"))
     path = put()
     result = fr("verify", path.stem)
     assert (result.code, result.out) == (4, "")
@@ -177,15 +178,15 @@ def test_verify_without_a_device(
     path.write_bytes(DATA[:-1] + b"x")
     result = fr("verify", str(path))
     assert (result.code, result.out) == (4, "")
-    assert "fastrestore build-engine own --rebuild" in result.err
+    assert "from its .onnx: `fastrestore build-engine FILE.onnx --rebuild" in result.err
 
 
 def test_verify_on_its_device(fr: Call, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(ORIN, tensorrt="10.3.0")
     path, asked = put(), []
 
-    def run(engine: Path) -> dict[str, Any]:
-        asked.append(engine)
+    def run(engine: Path, trust: bool) -> dict[str, Any]:
+        asked.append((engine, trust))
         return {"psnr": 58.0, "nan_count": 0}
 
     gate(monkeypatch, run)
@@ -193,9 +194,10 @@ def test_verify_on_its_device(fr: Call, machine: Machine, monkeypatch: pytest.Mo
     assert (result.code, result.err) == (0, "")
     assert result.out == f"{path}: verified: psnr 58.0, nan_count 0\n"
     assert json.loads(fr("verify", path.stem, "--json").out) == {"psnr": 58.0, "nan_count": 0}
-    assert asked == [path, path]
+    assert fr("verify", path.stem, "--trust-engine").code == 0
+    assert asked == [(path, False), (path, False), (path, True)]
 
-    def fail(engine: Path) -> dict[str, Any]:
+    def fail(engine: Path, trust: bool) -> dict[str, Any]:
         raise EngineError(f"{engine}: 3 samples are no number")
 
     gate(monkeypatch, fail)
@@ -279,30 +281,45 @@ def test_prune(fr: Call, machine: Machine, cache: Path) -> None:
         put(),
         put(model=tiny),
         put(os="plan9"),  # built here to be taken there
-        put(model=replace(tiny, sha256="c" * 64), precision="int8"),  # calibrated by the user
     ]
+    own = put(model=replace(tiny, sha256="c" * 64))  # the shipped name, the user's own file
+    stays.append(own)
     old = put(product_version="9.0.1")
     elsewhere = put(device=DeviceRecord("L4", "8.9"))
-    replaced = put(model=replace(tiny, sha256="c" * 64))
     damaged = put(opt_level=5)
     sidecar(damaged).write_text("")
-    goes = [old, elsewhere, replaced, damaged]
+    goes = [old, elsewhere, damaged]
     dry = fr("prune", "--dry-run")
     assert (dry.code, dry.out) == (0, "")
-    assert len(list(cache.glob("*.engine"))) == 8
+    assert len(list(cache.glob("*.engine"))) == 7
     lines = {line.split(": ")[0]: line for line in dry.err.splitlines()}
-    assert set(lines) == {p.name for p in goes} | {dry.err.splitlines()[-1]}
+    assert set(lines) == {p.name for p in (*goes, own)} | {dry.err.splitlines()[-1]}
     assert "would be removed: was built by TensorRT 9.0.1" in lines[old.name]
     assert "this is Orin (8.7)" in lines[elsewhere.name]
-    assert "was built from another model" in lines[replaced.name]
+    assert "kept: of another model file than the one that ships" in lines[own.name]
     assert "is not JSON" in lines[damaged.name]
-    assert "4 of 8 engines, 6.0 MB would be removed" in dry.err
+    assert "3 of 7 engines, 4.5 MB would be removed" in dry.err
     done = fr("prune")
     assert (done.code, done.out) == (0, "")
     assert done.err == dry.err.replace("would be removed", "removed")
     assert set(cache.glob("*.engine")) == set(stays)
     assert "4 of 4 engines, 6.0 MB removed" in fr("prune", "--all").err
     assert list(cache.iterdir()) == []
+
+
+def test_prune_goes_on_after_what_cannot_be_removed(fr: Call, cache: Path) -> None:
+    put(), put(precision="fp32")
+    (cache / "dir.engine").mkdir()
+    (cache / ".old.part").mkdir()
+    os.utime(cache / ".old.part", (1, 1))
+    result = fr("prune", "--all")
+    assert (result.code, result.out) == (1, "")
+    *_, told, folder, part = result.err.splitlines()
+    assert told.startswith("2 of 3 engines, 3.0 MB removed")
+    assert folder.startswith(f"{cache / 'dir.engine'}: cannot be removed (")
+    assert folder.endswith("; it is a folder, remove it yourself")
+    assert part.startswith(f"{cache / '.old.part'}: cannot be removed (")
+    assert {p.name for p in cache.iterdir()} == {"dir.engine", ".old.part"}
 
 
 def test_what_cannot_be_told_is_kept(fr: Call, machine: Machine, cache: Path) -> None:

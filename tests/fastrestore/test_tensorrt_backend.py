@@ -898,7 +898,7 @@ def test_a_runtime_without_its_libraries_says_which(
 
 
 def gate(monkeypatch: pytest.MonkeyPatch, run: Callable[[Path], Any]) -> None:
-    fake: Any = SimpleNamespace(verify_engine=lambda path, model, device: run(path))
+    fake: Any = SimpleNamespace(verify_engine=lambda path, model, device, trust: run(path))
     monkeypatch.setitem(sys.modules, "fastrestore.export.gate", fake)
 
 
@@ -1331,6 +1331,6 @@ def test_the_real_rtx_refuses_in_one_line(
     )
     write(place, b"ftrt" + data[4:], record)
     one_line_of(
-        r"cannot be loaded by .*\(the engine is of the other", lambda: opened(place, driver)
+        "is an engine of TensorRT, its sidecar is of TensorRT-RTX; ", lambda: opened(place, driver)
     )
     assert driver.live == {}
