@@ -20,7 +20,7 @@ RUNS ?= runs
 free_DATA := --data $(DATA)/free_photos=0.6 --data $(DATA)/free_faces=0.4
 research_DATA := --data $(DATA)/faces=0.9 --data $(DATA)/general=0.1
 
-.PHONY: demo test check lint types table train-cpu gpu-train gpu-check gpu-bench kernels-gate kernels-ptx kernels-triton bindings ablation links venv-core venv-dev clean
+.PHONY: demo test check lint types table train-cpu gpu-train gpu-check gpu-bench kernels-gate kernels-ptx kernels-triton bindings bindings-fetch ablation links venv-core venv-dev clean
 demo: venv-core
 	@$(RUN) -m fastrestore demo --output demo
 test: venv-dev
@@ -82,11 +82,12 @@ kernels-triton: $(SETUP)
 	@PYTHONPATH=.triton/$(TRITON) $(RUN) -m pytest tests/kernels $(ARGS)
 BINDINGS ?= .bindings
 # TensorRT's names, from the Python bindings of four versions (1 MB each; no TensorRT, no GPU).
-bindings: $(SETUP)
-	@for v in 10.3.0 10.9.0.34 10.16.1.11 11.4.0.106; do [ -d $(BINDINGS)/$$v/tensorrt_bindings ] || \
-	  $(RUN) -m pip install -q --no-deps --target $(BINDINGS)/$$v tensorrt-cu12-bindings==$$v || exit 1; done
+bindings: bindings-fetch
 	@FASTRESTORE_BINDINGS=$(abspath $(BINDINGS)) OMP_NUM_THREADS=1 \
 	  $(RUN) -m pytest tests/export/test_bindings.py $(ARGS)
+bindings-fetch: $(SETUP)
+	@for v in 10.3.0 10.9.0.34 10.16.1.11 11.4.0.106; do [ -d $(BINDINGS)/$$v/tensorrt_bindings ] || \
+	  $(RUN) -m pip install -q --no-deps --target $(BINDINGS)/$$v tensorrt-cu12-bindings==$$v || exit 1; done
 venv-core: links
 	@.ci/venv core
 venv-dev: links
