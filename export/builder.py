@@ -14,12 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from onnx import AttributeProto, ModelProto
+from onnx import ModelProto
 
 from fastrestore.atomic import write_file
 from fastrestore.engine_record import Dims
 from fastrestore.errors import EngineError, OutputError
-from fastrestore.export.precision import Convolution, convolutions, inline
+from fastrestore.export.precision import Convolution, convolutions
 from fastrestore.export.progress import Progress
 from fastrestore.export.toolkit import Lines, Toolkit, explain, is_known
 
@@ -300,7 +300,8 @@ def compare(toolkit: Toolkit, network: Any, model: ModelProto) -> None:
             layer.__class__ = getattr(trt, kinds[name])  # the typed view
             found[name].append(_convolution(layer))
     _refuse_other("convolution", convolutions(model), found["CONVOLUTION"])
-    _refuse_other("transposed convolution", transposed(model), found["DECONVOLUTION"])
+    others = convolutions(model, "ConvTranspose")
+    _refuse_other("transposed convolution", others, found["DECONVOLUTION"])
 
 
 def _convolution(layer: Any) -> Convolution:
@@ -331,16 +332,3 @@ def _told(found: list[Convolution]) -> str:
         for c in found[:_SHOWN]
     ]
     return ", ".join(words) or "none"
-
-
-def transposed(model: ModelProto) -> list[Convolution]:
-    """Return the transposed convolutions of the inlined graph, sorted; see `convolutions`."""
-    found = []
-    for node in inline(model).graph.node:
-        if node.op_type == "ConvTranspose":
-            a = {x.name: tuple(x.ints) for x in node.attribute if x.type == AttributeProto.INTS}
-            flat = (1, 1)
-            kernel, strides = a["kernel_shape"], a.get("strides", flat)
-            dilations, pads = a.get("dilations", flat), a.get("pads", (0, 0, 0, 0))
-            found.append(Convolution(kernel, strides, dilations, pads))
-    return sorted(found)

@@ -44,11 +44,11 @@ def inline(model: ModelProto) -> ModelProto:
     return flat
 
 
-def convolutions(model: ModelProto) -> list[Convolution]:
-    """Return the convolutions of the inlined graph (transposed ones apart), sorted."""
+def convolutions(model: ModelProto, kind: str = "Conv") -> list[Convolution]:
+    """Return the convolutions of the inlined graph, sorted: `Conv` or `ConvTranspose`."""
     found = []
     for node in inline(model).graph.node:
-        if node.op_type == "Conv":
+        if node.op_type == kind:
             a = {x.name: tuple(x.ints) for x in node.attribute if x.type == AttributeProto.INTS}
             flat = (1, 1)
             kernel, strides = a["kernel_shape"], a.get("strides", flat)

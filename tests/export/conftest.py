@@ -10,7 +10,6 @@ from typing import Any
 import onnx
 import pytest
 
-from fastrestore.export.builder import transposed
 from fastrestore.export.precision import convolutions
 
 
@@ -171,7 +170,7 @@ class FakeTrt:
             for value in model.graph.input:
                 network.inputs.append(SimpleNamespace(name=value.name))
             network.layers += [Layer("conv", c) for c in convolutions(model)]
-            network.layers += [Layer("deconv", c) for c in transposed(model)]
+            network.layers += [Layer("deconv", c) for c in convolutions(model, "ConvTranspose")]
             network.layers.append(Layer("other", None))
             self.spoil(network.layers)
             return not self.parse_errors
