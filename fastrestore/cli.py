@@ -23,6 +23,7 @@ from fastrestore.errors import FastRestoreError, OutputError, need
 # name -> (module, extra it needs or "", what it does)
 COMMANDS = {
     "restore": ("fastrestore.commands.restore", "", "Restore pictures, folders and videos."),
+    "live": ("fastrestore.commands.live", "", "Restore a camera, a stream or a pipe as it comes."),
     "demo": ("fastrestore.commands.demo", "", "Damage and restore the built-in samples."),
     "degrade": ("fastrestore.commands.degrade", "", "Damage pictures on purpose, seeded."),
     "models": ("fastrestore.commands.models", "", "List shipped models and model sizes."),

@@ -95,6 +95,15 @@ class Restorer:
         """Forget the past: call it after a seek or a gap in a video."""
         self._state = None
 
+    @property
+    def past(self) -> U8 | None:
+        """State before the next frame, uint8 `(H, W, 4)`; None = no history. All that is kept."""
+        return self._state
+
+    @past.setter
+    def past(self, state: U8 | None) -> None:
+        self._state = state
+
     def __call__(
         self, image: U8, mask: U8 | None = None, *, sigma: Sigma = None, grow_px: int = 0
     ) -> U8:

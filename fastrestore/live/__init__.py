@@ -1,0 +1,1 @@
+"""Live video: sources, sinks and the loop between them."""
