@@ -12,7 +12,7 @@ is wrong gets no number. Everything is replayed as a CUDA graph, in turn, with t
 Results go to results/kernels/CARD.json after every case, so that the same command goes on; what
 was measured with other kernels is measured again. Beside it a table (.md) and the roofline (.png).
 Exit codes: 0 all is measured and right, 1 something is left or wrong, 2 usage, 3 bad input, 4 no
-CUDA device, 5 output.
+CUDA device, torch or triton, 5 output.
 """
 
 from __future__ import annotations
@@ -28,8 +28,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+try:
+    import torch
+    import triton  # noqa: F401  # of all that follows
+except ImportError as e:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"{e.name} is not installed: pip install 'fastrestore[kernels]'\n")
+    sys.exit(4)
+
 import kernel_report
-import torch
 from kernel_device import Cuda, Device
 from kernel_measure import RESERVE_S, Budget, CutShortError, Data, Item, measure
 from kernel_readme import write_readme

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import stat
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -15,14 +13,16 @@ import click
 
 from fastrestore.atomic import label
 from fastrestore.engine_cache import timing_cache
-from fastrestore.engine_file import MAGIC, backup, read_record, sidecar
+from fastrestore.engine_file import sidecar
 from fastrestore.engine_fit import shape_text
-from fastrestore.engine_record import EngineRecord, Precision, Product
-from fastrestore.errors import EngineError, InputError, OutputError
+from fastrestore.engine_record import Precision, Product
+from fastrestore.errors import EngineError, InputError
 from fastrestore.export.build_host import Host, look
 from fastrestore.export.builder import OPT_LEVEL, AbandonedError, Settings, Size
 from fastrestore.export.engine_build import CURRENT, Made, PluginChoice, Request, make
+from fastrestore.export.engine_output import refuse_output
 from fastrestore.export.forms import Source
+from fastrestore.export.timings import read_timings
 from fastrestore.export.toolkit import Toolkit, open_toolkit
 
 SCHEMA = 1
@@ -30,7 +30,9 @@ TARGETS: dict[str, Product] = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}
 NAMED = {"720p": (1280, 720), "1080p": (1920, 1080)}
 DEFAULT_SIZE = "720p"  # the commonest camera and screen that an edge device has to keep up with
 LEAST_PX, MOST_PX = 64, 8192  # smaller profiles fail inside TensorRT's builder
+MOST_MB = 1 << 20  # a terabyte, more than any GPU has
 OFF = "off"
+OPTIONS = {"output": "-o", "calibration": "--calibration", "timings": "--timing-cache"}
 
 
 @click.command("build-engine", no_args_is_help=True)
@@ -64,7 +66,7 @@ OFF = "off"
 )
 @click.option(
     "--workspace",
-    type=click.IntRange(1),
+    type=click.IntRange(1, MOST_MB),
     metavar="MB",
     help="Scratch memory of a layer.  [half of what is free, which is also the most]",
 )
@@ -121,7 +123,12 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
 def _requests(model: str, options: dict[str, Any]) -> list[Request]:
     """Turn the command line into requests; what cannot work is refused before any is built."""
-    target, capabilities = options["target"], tuple(map(_capability, options["capabilities"]))
+    for name in ("output", "calibration", "timings"):
+        if options[name] == "":  # a variable of a script that was not set
+            raise InputError(f"{OPTIONS[name]}: is empty; give a name, or leave it out")
+    target = options["target"]
+    # in one order and each once: else they would make another engine
+    capabilities = tuple(sorted({_capability(c) for c in options["capabilities"]}, key=_in_order))
     toolkit = open_toolkit(TARGETS[target] if target else None)
     if target is None:
         _say(f"target: {toolkit.title} {toolkit.version}, which is installed")
@@ -132,7 +139,7 @@ def _requests(model: str, options: dict[str, Any]) -> list[Request]:
     if output and len(sizes) > 1:
         raise InputError(f"{label(output)}: -o names one engine, --for asks for {len(sizes)}")
     if output:
-        refuse_output(Path(output), source.path)
+        refuse_output(Path(output), source.path, options["rebuild"])
     host = look(options["device"], is_needed=not toolkit.is_portable)
     settings = Settings(
         opt_level=options["opt_level"],
@@ -199,45 +206,6 @@ def read_sizes(
     return [(low, best, high)]
 
 
-def refuse_output(output: Path, model: Path) -> None:
-    """Refuse to replace anything but an engine of ours.
-
-    Args:
-        output: Where the engine is to be; its sidecar and the copy of an old one go beside it.
-        model: What it is built from.
-
-    Raises:
-        OutputError: One of these files is there and is no part of an engine.
-    """
-    try:
-        record = read_record(output)
-    except EngineError:  # absent, or not ours
-        record = None
-    for path in (output, sidecar(output), backup(output)):
-        try:
-            if not os.path.lexists(path):
-                continue
-            is_model = path.exists() and path.samefile(model)
-            is_ours = record is not None and (path == sidecar(output) or _is_part(path, record))
-        except OSError as e:
-            raise OutputError(
-                f"{label(path)}: cannot be read ({e.strerror}); choose another -o"
-            ) from e
-        if is_model or not is_ours:
-            reason = "is the model itself" if is_model else "exists and is no engine"
-            raise OutputError(f"{label(path)}: {reason}; choose another -o")
-
-
-def _is_part(path: Path, record: EngineRecord) -> bool:
-    """Tell whether a file that has a sidecar is an engine: by its first bytes or its digest."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        return False  # a device or a pipe is not even opened
-    data = path.read_bytes()
-    if not data:
-        return True  # cut short: nothing is lost
-    return data[:4] in MAGIC or hashlib.sha256(data).hexdigest() == record.engine_sha256
-
-
 def _size(name: str, least: int) -> tuple[int, int]:
     """Read a width and a height."""
     if name in NAMED:
@@ -259,10 +227,21 @@ def _capability(text: str) -> str:
     return f"{number[1]}.{number[2]}" if number else text
 
 
+def _in_order(capability: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in capability.split(".")) if capability != CURRENT else ()
+
+
 def _timings(toolkit: Toolkit, host: Host, given: str | None) -> Path | None:
-    if toolkit.is_portable or host.device is None or given == OFF:
+    """Return where timings are kept; refuse a file of something else before anything is built."""
+    if given == OFF:
         return None
-    return Path(given) if given else timing_cache(host.device, toolkit.version)
+    if toolkit.is_portable or host.device is None:
+        if given:
+            _say(f"--timing-cache {label(given)}: is not used, {toolkit.title} times nothing")
+        return None
+    path = Path(given) if given else timing_cache(host.device, toolkit.version)
+    read_timings(path)
+    return path
 
 
 def _told(made: Made) -> str:

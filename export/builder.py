@@ -16,11 +16,11 @@ from typing import Any, TypeVar
 
 from onnx import ModelProto
 
-from fastrestore.atomic import write_file
 from fastrestore.engine_record import Dims
 from fastrestore.errors import EngineError, OutputError
 from fastrestore.export.precision import Convolution, convolutions
 from fastrestore.export.progress import Progress
+from fastrestore.export.timings import read_timings, write_timings
 from fastrestore.export.toolkit import Lines, Toolkit, explain, is_known
 
 Profile = Mapping[str, tuple[Dims, Dims, Dims]]
@@ -91,6 +91,11 @@ def profile_of(model: ModelProto, low: Size, best: Size, high: Size) -> Profile:
         shapes = [s[:1] if len(dims) == 1 else s + channels for s in (low, best, high)]
         profile[value.name] = (shapes[0], shapes[1], shapes[2])
     return profile
+
+
+def flag_names(has_plugins: bool) -> tuple[str, ...]:
+    """Return the names of the flags that a network is created with."""
+    return ("STRONGLY_TYPED", *(["PREFER_AOT_PYTHON_PLUGINS"] * has_plugins))
 
 
 def build(
@@ -205,7 +210,7 @@ def _build(
 def _parse(
     toolkit: Toolkit, builder: Any, log: Any, model: ModelProto, settings: Settings, lines: Lines
 ) -> tuple[Any, Any]:
-    names = ["PREFER_AOT_PYTHON_PLUGINS"] if settings.plugins else []
+    names = flag_names(bool(settings.plugins))
     network = builder.create_network(toolkit.network_flags(*names))
     parser = toolkit.trt.OnnxParser(network, log)
     if not parser.parse(model.SerializeToString()):
@@ -234,8 +239,9 @@ def _configure(toolkit: Toolkit, config: Any, settings: Settings, lines: Lines) 
             raise EngineError(explain(lines.errors, "a setting is refused"))
         return None  # timings have no effect there, and asking for them asks for a GPU
     if settings.timing_cache is not None:
-        blob = _read_timings(settings.timing_cache)
-        cache = config.create_timing_cache(blob)
+        kept = read_timings(settings.timing_cache)
+        lines.warnings += [kept.note] if kept.note else []
+        cache = config.create_timing_cache(kept.data)
         if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
             lines.warnings.append("timing cache: of another device or version, begun anew")
             config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
@@ -261,25 +267,14 @@ def _refuse_warnings(lines: Lines) -> None:
         raise EngineError(explain(bad, "a size does not fit the graph"))
 
 
-def _read_timings(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-    except OSError as e:
-        raise EngineError(
-            f"{path}: cannot be read ({e.strerror}); use another --timing-cache, or off"
-        ) from e
-
-
 def _save_timings(path: Path, config: Any, lines: Lines) -> None:
     """Keep the timings; an engine is not lost for want of them."""
     cache = config.get_timing_cache()
     if cache is None:
         return
     try:
-        write_file(path, bytes(cache.serialize()))
-    except OutputError as e:
+        write_timings(path, bytes(cache.serialize()))
+    except (EngineError, OutputError) as e:
         lines.warnings.append(f"timing cache not kept: {e}")
 
 

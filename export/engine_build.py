@@ -27,13 +27,14 @@ from fastrestore.engine_file import (
     private_folder,
     write_engine,
 )
-from fastrestore.engine_fit import differences, shape_text
+from fastrestore.engine_fit import asked_level, differences, lowered, shape_text
 from fastrestore.engine_record import Precision, system
 from fastrestore.errors import EngineError, ModelError, need
 from fastrestore.export import gate
 from fastrestore.export.build_host import Host
-from fastrestore.export.builder import Settings, Size, build, profile_of
+from fastrestore.export.builder import Settings, Size, build, flag_names, profile_of
 from fastrestore.export.candidates import AUTO, Candidate, Tried, choose
+from fastrestore.export.engine_output import refuse_folder
 from fastrestore.export.forms import Source, is_overflow
 from fastrestore.export.precision import inline, to_fp16
 from fastrestore.export.progress import Progress, open_display
@@ -119,7 +120,12 @@ def make(request: Request, say: Say) -> Made:
     """
     plans, notes = _plans(request)
     path = request.output or engine_path(plans[0].record)
+    if not request.rebuild:  # also from a folder that cannot be written
+        there = _existing(request, plans)
+        if there is not None:
+            return there
     private_folder(path.parent)  # before the lock's file, whose folder would be anybody's to read
+    refuse_folder(path.parent, say)
     waited: list[bool] = []
 
     def wait() -> None:
@@ -194,29 +200,33 @@ def _record(request: Request, candidate: Candidate, prepared: Any | None) -> Eng
     kit, settings = request.toolkit, request.settings
     os, arch = ("windows", "x86_64") if settings.windows else system()
     is_tuned = not kit.is_portable or CURRENT in settings.capabilities
-    flag = request.source.flag(candidate.precision)
+    source = request.source
+    is_made_int8 = candidate.precision == "int8" and not source.is_int8
     return EngineRecord(
         product=kit.product,
         product_version=kit.version,
         os=os,
         arch=arch,
-        model=request.source.record,
+        model=source.record,
         precision=candidate.precision,
-        profile=profile_of(request.source.model, *request.sizes),
+        profile=profile_of(source.model, *request.sizes),
         opt_level=settings.opt_level,
         build_seconds=0.0,
         code_version=__version__,
         device=request.host.device if is_tuned else None,
         compute_capabilities=() if is_tuned else settings.capabilities or PORTABLE,
         plugins={} if prepared is None else prepared.records,
-        flags=(flag,) if flag else (),
+        workspace_mb=request.workspace_mb,
+        int8_sha256=source.int8_sha256 if is_made_int8 else None,
+        calibration=source.calibration if is_made_int8 else None,
+        flags=flag_names(prepared is not None),
         jetpack=f"L4T {release}" if (release := jetson.release()) else None,
     )
 
 
 def _expected(request: Request) -> Expected:
     kit = request.toolkit
-    return Expected(kit.product, kit.version, request.host.device)
+    return Expected(kit.product, kit.version, request.host.device, index=request.host.index)
 
 
 def _can_run(request: Request, record: EngineRecord) -> bool:
@@ -244,20 +254,12 @@ def _existing(request: Request, plans: Sequence[Plan]) -> Made | None:
             continue
         if record is None:
             continue
-        asked = plan.record.opt_level
-        if record.opt_level != asked and _lowered(asked, record.opt_level) not in record.reasons:
-            continue
-        same = replace(record, opt_level=asked)
+        same = replace(record, opt_level=asked_level(record))
         is_checked = record.verification is not None or not _can_run(request, record)
         is_told = all(any(r.startswith(n) for r in record.reasons) for n in needed)
         if key(same) == key(plan.record) and is_checked and is_told:
             return Made(path, record, is_reused=True)
     return None
-
-
-def _lowered(asked: int, level: int) -> str:
-    """Return the line of the sidecar for an engine that the level asked for did not give."""
-    return f"opt level {asked}: a layer found no kernel, built with {level}"
 
 
 def _instead(request: Request) -> list[Plan]:
@@ -384,7 +386,7 @@ def _choose(
         kept = next(r for r in built if r.tried.candidate == chosen.candidate)
         reasons += chosen.reasons
     if kept.record.opt_level != request.settings.opt_level:
-        reasons.append(_lowered(request.settings.opt_level, kept.record.opt_level))
+        reasons.append(lowered(request.settings.opt_level, kept.record.opt_level))
     if kept.record.verification is None:
         reasons.append(f"unverified: {_unverified(request, kept.record)}")
     return kept, tuple(" ".join(r.split()) for r in reasons)

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import onnx
 from onnx import ModelProto
@@ -37,6 +37,13 @@ SEED = 10
 INT8_SUFFIX = ".int8.onnx"
 CPU_SUFFIX = "-u8"  # of the form for CPUs
 _log = logging.getLogger(__name__)
+
+
+class Int8File(NamedTuple):
+    """The INT8 form that ships: its graph, and the SHA-256 of its file."""
+
+    model: ModelProto
+    sha256: str
 
 
 class Source:
@@ -71,6 +78,7 @@ class Source:
                 f"{label(self.path)}: is INT8 already; leave --calibration out, or give the FP32 "
                 "file"
             )
+        self.calibration = None if calibration is None else label(calibration.absolute())
         self._pictures = None if calibration is None else read_pictures(calibration)
 
     @cached_property
@@ -88,7 +96,7 @@ class Source:
         if not self._int8_path.is_file():
             return "there is no INT8 file and no --calibration"
         try:
-            self._beside()
+            _ = self._beside
         except ModelError as e:
             return str(e)
         return ""
@@ -111,12 +119,18 @@ class Source:
         if precision == "int8" and not self.is_int8 and self._pictures is None:
             _ = self._int8
 
-    def flag(self, precision: Precision) -> str:
-        """Return what else makes an engine another one: the digest of an own calibration."""
-        if precision != "int8" or self._pictures is None or self.is_int8:
-            return ""
-        digest = hashlib.sha256(self._int8.SerializeToString(deterministic=True)).hexdigest()
-        return f"CALIBRATION_{digest[:12]}"
+    @cached_property
+    def int8_sha256(self) -> str:
+        """SHA-256 of the INT8 form: of the file beside the model, or of what calibration made.
+
+        Raises:
+            InputError: See `form`.
+            ModelError: See `form`.
+        """
+        if self._pictures is None and not self.is_int8:
+            _ = self._int8  # says what is wrong with the file
+            return self._beside.sha256
+        return hashlib.sha256(self._int8.SerializeToString(deterministic=True)).hexdigest()
 
     def form(self, precision: Precision) -> ModelProto:
         """Return the graph in one precision, with functions or without.
@@ -163,7 +177,7 @@ class Source:
                     f"{label(self.path)}: has no {label(self._int8_path.name)} beside it; add "
                     f"--calibration DIR with {CALIBRATION_LEAST} or more pictures, or use fp16"
                 )
-            return self._beside()
+            return self._beside.model
         inputs = calibration_inputs(self._pictures, CROPS, SEED, model=self.model)
         return quantize(self.model, inputs, keep=self._keep())
 
@@ -172,14 +186,15 @@ class Source:
         if not self._int8_path.is_file():
             return ()
         try:
-            record = read_record(self._beside())
+            record = read_record(self._beside.model)
         except ModelError as e:  # of other weights, whose weak layers say nothing of these
             _log.warning("%s: every layer that may be is INT8", str(e).partition(";")[0])
             return ()
         return record.keep if record is not None else ()
 
-    def _beside(self) -> ModelProto:
-        """Read the INT8 file beside the model.
+    @cached_property
+    def _beside(self) -> Int8File:
+        """The INT8 file beside the model, read once: what is built is what the digest is of.
 
         Raises:
             ModelError: It cannot be read, or was not made from this very model.
@@ -198,7 +213,7 @@ class Source:
         model = onnx.load_model_from_string(data)
         if not is_for_engines(model):
             raise ModelError(f"{label(self._int8_path)}: is not INT8; add --calibration DIR")
-        return model
+        return Int8File(model, hashlib.sha256(data).hexdigest())
 
     def _refuse_other_weights(self, data: bytes) -> None:
         """Compare what the report beside the INT8 file says with the files: names may agree."""

@@ -363,5 +363,5 @@ def _model_of(target: Path, record: EngineRecord, model: str | Path | None) -> P
         raise ModelError(f"{model}: is not what the engine was built from; {mend}")
     raise ModelError(
         f"{record.model.name}: the model of this engine ({record.model.sha256[:12]}...) does not "
-        "ship; build it from its file, which verifies it"
+        "ship; add --model FILE"
     )

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from fastrestore.backends.engine_load import log_of
 from fastrestore.engine_record import TITLES, Product
 from fastrestore.errors import EngineError, MissingExtraError
 
@@ -236,8 +237,10 @@ class Toolkit:
         return self.product == "tensorrt_rtx"
 
     def logger(self, lines: Lines) -> Any:
-        """Return a logger that writes into `lines`."""
-        return _make_logger(self.trt, lines)
+        """Return the logger of this process, which writes into `lines` from now on."""
+        log = log_of(self.trt)
+        log.hear = lines.add
+        return log.sink
 
     def monitor(self, progress: Any) -> Any:
         """Return a progress monitor that asks `progress` (see `fastrestore.export.progress`)."""
@@ -275,20 +278,6 @@ class Toolkit:
                 f"choose from {', '.join(known)}"
             )
         return getattr(kinds, name)
-
-
-def _make_logger(trt: Any, lines: Lines) -> Any:
-    severity = trt.ILogger.Severity
-
-    class Log(trt.ILogger):  # type: ignore[misc]  # no types
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)  # the binding insists on its own name
-
-        def log(self, level: Any, text: str) -> None:
-            if level <= severity.WARNING:
-                lines.add(level <= severity.ERROR, text)
-
-    return Log()
 
 
 def _make_monitor(trt: Any, progress: Any) -> Any:

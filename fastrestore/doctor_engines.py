@@ -103,7 +103,9 @@ def _use(found: list[Entry], told: dict[str, Any]) -> Iterator[Check]:
     if unverified:
         name = unverified[0].path.stem
         detail = f"{len(unverified)} fit here and were never compared with ONNX Runtime"
-        mend = f"fastrestore engines verify {shlex.quote(name)}"
+        index = _of(unverified[0], told)["device"]
+        device = f" --device {index}" if index else ""
+        mend = f"fastrestore engines verify {shlex.quote(name)}{device}"
         yield Check("engines not verified", "warn", detail, mend)
 
 
@@ -123,5 +125,5 @@ def _modes(found: list[Entry], root: Path) -> Iterator[Check]:
 
 def _of(entry: Entry, told: dict[str, Any]) -> dict[str, Any]:
     """Return what is told of an engine; one that came or went meanwhile is let be."""
-    facts: dict[str, Any] = told.get(str(entry.path), {"fits": None, "stale": ""})
+    facts: dict[str, Any] = told.get(str(entry.path), {"fits": None, "device": 0, "stale": ""})
     return facts

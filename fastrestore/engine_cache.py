@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import sys
 import time
 from collections.abc import Callable
@@ -26,18 +27,20 @@ from fastrestore.engine_file import (
     sidecar,
     write_lock,
 )
-from fastrestore.engine_fit import build_command, differences, rebuild, shape_text
+from fastrestore.engine_fit import TARGETS, build_command, differences, rebuild, shape_text
 from fastrestore.engine_record import Precision
 from fastrestore.errors import EngineError, InputError, OutputError
 from fastrestore.locking import lock
 
 SUFFIX = ".engine"
-# What does not make an engine another engine: where and how long it was built, how it did, and
-# what is only known afterwards.
+# What does not make an engine another engine: where and how long it was built, how it did, where
+# the pictures of its INT8 form lie (`int8_sha256` is what came of them), and what is only known
+# afterwards.
 _NOT_IN_KEY = {
     "driver",
     "build_seconds",
     "power_mode",
+    "calibration",
     "verification",
     "reasons",
     "engine_sha256",
@@ -185,9 +188,10 @@ def find(expected: Expected, precision: Precision | None = None, verified: bool 
     Raises:
         EngineError: None fits; the line names what comes nearest and what to build.
     """
+    found = entries()
     usable = [
         (e, e.record)
-        for e in entries()
+        for e in found
         if e.record is not None and precision in (None, e.record.precision)
     ]
     fits = [(e, r) for e, r in usable if not any(differences(r, expected))]
@@ -196,8 +200,9 @@ def find(expected: Expected, precision: Precision | None = None, verified: bool 
         return min(checked, key=lambda pair: (_latency_ms(pair[1]), pair[0].age_s))[0]
     if fits:
         name = label(fits[0][0].path.name)
-        raise EngineError(f"{name}: is not verified; `fastrestore engines verify {name}`")
-    raise EngineError(_nearest(usable, expected))
+        device = f" --device {expected.index}" if expected.index else ""
+        raise EngineError(f"{name}: is not verified; `fastrestore engines verify {name}{device}`")
+    raise EngineError(_nearest(usable, expected, [e.problem for e in found if e.problem]))
 
 
 def prune(keep: Callable[[Entry], bool], dry_run: bool = False) -> Pruned:
@@ -243,6 +248,8 @@ def _entry(path: Path, now: float) -> Entry:
         problem = f"{label(path)}: only its sidecar is here, the engine is gone"
     if info is None:
         return Entry(path, None, problem, 0, 0.0)
+    if not stat.S_ISREG(info.st_mode) and not problem:
+        record, problem = None, f"{label(path)}: is a link or a folder, no engine"
     return Entry(path, record, problem, info.st_size, max(0.0, now - info.st_mtime))
 
 
@@ -250,13 +257,17 @@ def _latency_ms(record: EngineRecord) -> float:
     return record.verification.mean_latency_ms if record.verification else float("inf")
 
 
-def _nearest(usable: list[tuple[Entry, EngineRecord]], expected: Expected) -> str:
+def _nearest(
+    usable: list[tuple[Entry, EngineRecord]], expected: Expected, problems: list[str]
+) -> str:
     """Say of the engine with the fewest differences what the first one is."""
     if not usable:
         product = expected.product
-        target = [] if product is None else ["--target", product.replace("tensorrt_", "")]
-        build = build_command(expected.model_sha256, expected.model_name, target)
-        return f"{label(root() / 'engines')}: no engine is here; {build}"
+        words = [] if product is None else ["--target", TARGETS[product]]
+        words += ["--device", str(expected.index)] if expected.index else []
+        build = build_command(expected.model_sha256, expected.model_name, words)
+        told = f" that can be used ({problems[0].partition('; ')[0]})" if problems else ""
+        return f"{label(root() / 'engines')}: no engine is here{told}; {build}"
     entry, record = min(usable, key=lambda pair: len([*differences(pair[1], expected)]))
     reason = next(differences(record, expected))
     return f"{label(entry.path.name)}: {reason}; {rebuild(record, expected)}"

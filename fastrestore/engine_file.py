@@ -197,7 +197,8 @@ def private_folder(path: str | os.PathLike[str]) -> Path:
     try:
         Path(path).mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as e:
-        raise OutputError(f"{label(path)}: cannot be made ({e.strerror}); choose another") from e
+        other = "set FASTRESTORE_CACHE to another folder" if cache_holds(path) else "choose another"
+        raise OutputError(f"{label(path)}: cannot be made ({e.strerror}); {other}") from e
     return Path(path)
 
 
@@ -224,16 +225,18 @@ def write_engine(path: str | os.PathLike[str], data: bytes, record: EngineRecord
             old = _check(target, Expected(os=None, arch=None), trust=True)
         except EngineError:  # none, or nothing that could be loaded
             old = None
-        if old is not None:
-            _put(backup(target), old.data)
-        _put(target, data)
+        is_replaced = False
         try:
+            if old is not None:
+                _put(backup(target), old.data)
+            _put(target, data)
+            is_replaced = True
             _put(sidecar(target), whole.to_json().encode())
-        except OutputError:
-            if old is None:
+        except (OutputError, KeyboardInterrupt):
+            if old is not None and _size(backup(target)) is not None:
+                os.replace(backup(target), target)  # also what an earlier crash had left there
+            elif old is None and is_replaced:
                 target.unlink()
-            else:
-                os.replace(backup(target), target)
             raise
         backup(target).unlink(missing_ok=True)
     return whole
@@ -283,7 +286,7 @@ def _check(path: Path, expected: Expected, trust: bool) -> Engine:
     if record.engine_bytes not in (_size(path), _size(backup(path))):
         raise EngineError(
             f"{label(path)}: has {info.st_size} bytes of {record.engine_bytes}, it was cut short "
-            f"or replaced; {rebuild(record, expected, path)}"
+            f"or replaced; {rebuild(record, expected, path, is_damaged=True)}"
         )
     refuse_other(path, record, expected)
     for place in (path, backup(path)):  # in this order: the copy is there before a new engine is
@@ -296,7 +299,7 @@ def _check(path: Path, expected: Expected, trust: bool) -> Engine:
     _refuse_product(path, head[:4], record, expected)
     raise EngineError(
         f"{label(path)}: its bytes are not those that were built, SHA-256 differs; "
-        f"{rebuild(record, expected, path)}"
+        f"{rebuild(record, expected, path, is_damaged=True)}"
     )
 
 
@@ -306,7 +309,7 @@ def _refuse_product(path: Path, head: bytes, record: EngineRecord, expected: Exp
     if built_by != record.product:
         raise EngineError(
             f"{label(path)}: is an engine of {TITLES[built_by]}, its sidecar is of "
-            f"{TITLES[record.product]}; {rebuild(record, expected, path)}"
+            f"{TITLES[record.product]}; {rebuild(record, expected, path, is_damaged=True)}"
         )
 
 
@@ -316,8 +319,7 @@ def _open(path: Path, absent: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
     try:
         mode = os.lstat(path).st_mode
         if stat.S_ISLNK(mode):
-            real = label(os.path.realpath(path))
-            raise EngineError(f"{label(path)}: is a link, which others can turn; name {real}")
+            raise EngineError(f"{label(path)}: is a link, which others can turn; {_unlink(path)}")
         if not stat.S_ISREG(mode):
             raise EngineError(f"{label(path)}: is not a file; name the .engine file in it")
         with open(path, "rb", opener=_no_follow) as file:
@@ -328,6 +330,14 @@ def _open(path: Path, absent: str) -> Iterator[tuple[BinaryIO, os.stat_result]]:
         raise EngineError(
             f"{label(path)}: cannot be read ({e.strerror}); `chmod u+r {argument(path)}`, or {ANEW}"
         ) from e
+
+
+def _unlink(path: Path) -> str:
+    """Return what to do about a link instead of an engine or a sidecar."""
+    real = os.path.realpath(path)
+    if path.suffix == ".json" or not os.path.isfile(real):
+        return ANEW
+    return f"name {label(real)}"
 
 
 def _no_follow(path: str, flags: int) -> int:

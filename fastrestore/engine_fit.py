@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+from fastrestore._version import __version__
 from fastrestore.atomic import label
 from fastrestore.backend import shipped_models
 from fastrestore.engine_record import TITLES, DeviceRecord, EngineRecord, Product, covers, system
@@ -17,6 +19,9 @@ from fastrestore.errors import EngineError, InputError
 
 BUILD = "fastrestore build-engine"
 ANEW = f"build it again with {BUILD}"  # where no sidecar says from what
+TARGETS: dict[Product, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}  # of commands
+WINDOWS = "windows"  # as a sidecar has it
+_OTHER_MODEL = "was built from another model"
 _OPT_LEVEL = 3  # what the builder takes if it is told none
 
 
@@ -31,6 +36,7 @@ class Expected:
         model_sha256: SHA-256 of the ONNX file that it must have been built from.
         model_name: That model's name or path, for the mending command.
         shape: `(N, H, W)` of the frames that it must take.
+        index: Of the GPU among those that are visible, for the mending command.
         os: See `engine_record.system`.
         arch: Likewise.
     """
@@ -41,6 +47,7 @@ class Expected:
     model_sha256: str | None = None
     model_name: str | None = None
     shape: tuple[int, int, int] | None = None
+    index: int = 0
     os: str | None = field(default_factory=lambda: system()[0])
     arch: str | None = field(default_factory=lambda: system()[1])
 
@@ -53,7 +60,16 @@ def shape_text(dims: tuple[int, ...]) -> str:
 def argument(path: str | os.PathLike[str]) -> str:
     """Return a path as a shell takes it, in one line; never one that looks like an option."""
     text = os.fspath(path)
-    return shlex.quote(label(f"./{text}" if text.startswith("-") else text))
+    text = f"./{text}" if text.startswith("-") else text
+    if text.isprintable():
+        return shlex.quote(text)
+    return "$'" + "".join(map(_escaped, text)) + "'"
+
+
+def _escaped(character: str) -> str:
+    if character.isprintable() and character not in "\\'":
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
 
 
 def cache_holds(path: str | os.PathLike[str], folder: str = "") -> bool:
@@ -97,6 +113,7 @@ def rebuild(
     record: EngineRecord,
     expected: Expected | None = None,
     path: str | os.PathLike[str] | None = None,
+    is_damaged: bool = False,
 ) -> str:
     """Return how to build an engine anew, as it is now expected to be.
 
@@ -104,20 +121,57 @@ def rebuild(
         record: Its sidecar.
         expected: What it must fit.
         path: Where it lies; None = in the cache.
+        is_damaged: Whether that very file must be replaced, because it would be found again.
 
     Returns:
-        A command in backticks, after some words if its model does not ship.
+        A command in backticks, after some words if its model does not ship. Or which backend to
+        take, where the wanted one is not installed.
     """
-    wanted = expected or Expected()
+    wanted = expected or Expected(os=None, arch=None)
     product = wanted.product or record.product
-    words = ["--rebuild", "--target", "rtx" if product == "tensorrt_rtx" else "tensorrt"]
+    if product != record.product and wanted.version is None:
+        return f"use --backend {TARGETS[record.product]}"
+    words = ["--rebuild", "--target", TARGETS[product]]
     words += ["--precision", record.precision, *_size_options(record, wanted.shape)]
-    if product == record.product == "tensorrt_rtx":
-        words += _capability_options(record, wanted.device)
-    words += ["--opt-level", str(record.opt_level)] if record.opt_level != _OPT_LEVEL else []
-    words += ["-o", argument(path)] if path is not None and not cache_holds(path, "engines") else []
+    words += ["--calibration", argument(record.calibration)] if record.calibration else []
+    if product == record.product:
+        words += _product_options(record, wanted)
+    level = asked_level(record)
+    words += ["--opt-level", str(level)] if level != _OPT_LEVEL else []
+    words += [] if record.workspace_mb is None else ["--workspace", str(record.workspace_mb)]
+    words += ["--device", str(wanted.index)] if wanted.index else []
+    words += _output_options(record, path, is_damaged)
     sha256 = wanted.model_sha256 or record.model.sha256
     return build_command(sha256, wanted.model_name, words)
+
+
+def lowered(asked: int, level: int) -> str:
+    """Return the reason of an engine that the builder's level asked for did not give."""
+    return f"opt level {asked}: a layer found no kernel, built with {level}"
+
+
+def asked_level(record: EngineRecord) -> int:
+    """Return the builder's level that was asked for; `opt_level` is the one that it took."""
+    told = (re.match("opt level ([0-5]): a layer found no kernel", r) for r in record.reasons)
+    return next((int(found[1]) for found in told if found), record.opt_level)
+
+
+def _output_options(
+    record: EngineRecord, path: str | os.PathLike[str] | None, is_damaged: bool
+) -> list[str]:
+    """Name the file, unless the cache gives the new engine the same name."""
+    is_renamed = is_damaged and record.code_version != __version__  # which is part of the name
+    if path is None or (cache_holds(path, "engines") and not is_renamed):
+        return []
+    return ["-o", argument(path)]
+
+
+def _product_options(record: EngineRecord, wanted: Expected) -> list[str]:
+    """Return what one product alone can be told."""
+    if record.product == "tensorrt":
+        return ["--plugins", "on"] if record.plugins else []
+    is_for_windows = (wanted.os or record.os) == WINDOWS != system()[0]
+    return [*_capability_options(record, wanted.device), *(["--windows"] * is_for_windows)]
 
 
 def _size_options(record: EngineRecord, shape: tuple[int, int, int] | None) -> list[str]:
@@ -156,19 +210,29 @@ def refuse_other(path: str | os.PathLike[str], record: EngineRecord, expected: E
     """
     reason = next(iter(differences(record, expected)), None)
     if reason is not None:
-        raise EngineError(f"{label(path)}: {reason}; {rebuild(record, expected, path)}")
+        other = _model_option(path, record) if reason.startswith(_OTHER_MODEL) else ""
+        raise EngineError(f"{label(path)}: {reason}; {other}{rebuild(record, expected, path)}")
+
+
+def _model_option(path: str | os.PathLike[str], record: EngineRecord) -> str:
+    """Return how to run an engine that the user named with its own model."""
+    if cache_holds(path, "engines"):
+        return ""
+    name = _shipped().get(record.model.sha256)
+    return f"add --model {name}, or " if name else "name its .onnx with --model, or "
 
 
 def differences(record: EngineRecord, expected: Expected) -> Iterator[str]:
     """Yield what does not fit, in words."""
     title = TITLES[record.product]
     if expected.product not in (None, record.product):
-        yield f"is an engine of {title}, here runs {TITLES[expected.product]}"
+        here = "wanted is one of" if expected.version is None else "here runs"
+        yield f"is an engine of {title}, {here} {TITLES[expected.product]}"
     if expected.version not in (None, record.product_version):
         yield f"was built by {title} {record.product_version}, here runs {expected.version}"
-    here = expected.os or record.os, expected.arch or record.arch
-    if here != (record.os, record.arch):
-        yield f"was built for {record.os} {record.arch}, this is {' '.join(here)}"
+    system_here = expected.os or record.os, expected.arch or record.arch
+    if system_here != (record.os, record.arch):
+        yield f"was built for {record.os} {record.arch}, this is {' '.join(system_here)}"
     if expected.device is not None and not _runs_on(record, expected.device):
         if record.device is None:
             built = f"compute capability {', '.join(record.compute_capabilities)}"
@@ -177,7 +241,7 @@ def differences(record: EngineRecord, expected: Expected) -> Iterator[str]:
         yield f"was built for {built}, this is {expected.device.name} ({expected.device.sm})"
     if expected.model_sha256 not in (None, record.model.sha256):
         yield (
-            f"was built from another model, {record.model.name} version {record.model.version} "
+            f"{_OTHER_MODEL}, {record.model.name} version {record.model.version} "
             f"({record.model.sha256[:12]}...), wanted is {expected.model_name or 'one'} "
             f"({expected.model_sha256[:12]}...)"
         )

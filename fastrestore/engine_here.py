@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import sys
 from functools import lru_cache
+from typing import NamedTuple
 
 from fastrestore.backend import shipped_models
-from fastrestore.cuda import find_device
+from fastrestore.cuda import AbsentError, find_device, open_driver
 from fastrestore.engine_cache import Entry
 from fastrestore.engine_file import DeviceRecord, Expected
 from fastrestore.engine_fit import differences
@@ -32,46 +35,82 @@ DISTRIBUTIONS: dict[Product, tuple[str, ...]] = {
 }
 
 
+class Fit(NamedTuple):
+    """Whether an engine can be loaded here.
+
+    Attributes:
+        fits: True, False, or None = that cannot be told.
+        why: If not, or if it cannot be told, one line; empty for True.
+        device: Index of the first GPU that it fits.
+    """
+
+    fits: bool | None
+    why: str = ""
+    device: int = 0
+
+
 def product_version(product: Product) -> str | None:
     """Return the installed version of TensorRT or TensorRT-RTX; None if there is none."""
     return next((v for d in DISTRIBUTIONS[product] if (v := package_version(d))), None)
 
 
-def device() -> DeviceRecord | None:
-    """Return the GPU that the runtime would use; None without one, or without CUDA bindings.
+def is_installed(product: Product) -> bool:
+    """Tell whether TensorRT or TensorRT-RTX can be found, without loading it."""
+    if product_version(product) is not None or sys.modules.get(product) is not None:
+        return True
+    return importlib.util.find_spec(product) is not None
+
+
+def device(index: int = 0) -> DeviceRecord | None:
+    """Return the GPU that the runtime would use; None without any, or without CUDA bindings.
+
+    Args:
+        index: Among those that CUDA_VISIBLE_DEVICES leaves.
 
     Raises:
-        EngineError: The driver or its bindings are broken.
+        EngineError: There are others, but none of that index; or the driver is broken.
     """
     try:
-        found = find_device()
+        found = find_device(index)
     except MissingExtraError:
         return None
     return None if found is None else DeviceRecord(found.name, found.sm)
 
 
-def expected_of(product: Product) -> Expected:
-    """Return what an engine of a product must fit to be loaded here."""
-    return Expected(product=product, version=product_version(product), device=device())
+def devices() -> list[DeviceRecord]:
+    """Return all GPUs that are visible, by index; none without CUDA bindings.
 
-
-def fits_here(entry: Entry) -> tuple[bool | None, str]:
-    """Tell whether an engine can be loaded here, and if not, or if it cannot be told, why.
-
-    Returns:
-        True, False, or None = not known; one line, empty for True.
+    Raises:
+        EngineError: The driver or its bindings are broken.
     """
+    try:
+        driver = open_driver()
+    except (MissingExtraError, AbsentError):
+        return []
+    found = [driver.describe(i) for i in range(driver.count())]
+    return [DeviceRecord(d.name, d.sm) for d in found]
+
+
+def expected_of(product: Product, index: int = 0) -> Expected:
+    """Return what an engine of a product must fit to be loaded here on a GPU."""
+    return Expected(product, product_version(product), device(index), index=index)
+
+
+def fits_here(entry: Entry) -> Fit:
+    """Tell whether an engine can be loaded here, on any of the GPUs."""
     if entry.record is None:
-        return False, entry.problem
-    here = expected_of(entry.record.product)
-    reason = next(differences(entry.record, here), None)
-    if reason is not None:
-        return False, reason
-    if here.version is None:
-        return None, f"{TITLES[entry.record.product]} is not installed here"
-    if here.device is None:
-        return None, "no device here"
-    return True, ""
+        return Fit(False, entry.problem)
+    product, found = entry.record.product, devices()
+    version = product_version(product)
+    places = found or (None,)
+    reasons = [next(differences(entry.record, Expected(product, version, d)), "") for d in places]
+    if "" not in reasons:
+        return Fit(False, reasons[0])
+    if version is None:
+        return Fit(None, f"{TITLES[product]} is not installed here")
+    if not found:
+        return Fit(None, "no device here")
+    return Fit(True, device=reasons.index(""))
 
 
 def stale(entry: Entry) -> str:
@@ -84,8 +123,10 @@ def stale(entry: Entry) -> str:
     if record is None:
         return entry.problem
     product = record.product
-    here = Expected(product, product_version(product), device(), os=None, arch=None)
-    return next(differences(record, here), "")
+    version, places = product_version(product), devices() or (None,)
+    here = [Expected(product, version, d, os=None, arch=None) for d in places]
+    reasons = [next(differences(record, expected), "") for expected in here]
+    return "" if "" in reasons else reasons[0]
 
 
 def of_another_model(entry: Entry) -> bool:

@@ -24,6 +24,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dims = tuple[int, ...]
 TITLES: dict[Product, str] = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_LONGEST = 20_000  # characters of a text: a path, or what a library said
 _MOST = 2**31  # TensorRT counts in 32 bits
 _CAPABILITY = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}")
 
@@ -114,7 +115,11 @@ class EngineRecord:
         cuda_runtime: Version; None if unknown.
         driver: Version; None where none was present.
         plugins: Name to kernel.
-        flags: Names of the builder flags that were set.
+        workspace_mb: Scratch memory of a layer that was asked for; None = half of what was free.
+        int8_sha256: Of the INT8 form that it was built from; None = another precision, or `model`
+            is INT8 itself.
+        calibration: Folder of the pictures that gave that form; None = the file beside the model.
+        flags: Names of the network flags that were set.
         jetpack: Version; None if not on a Jetson.
         power_mode: Of a Jetson while it was built.
         verification: None = unverified.
@@ -139,6 +144,9 @@ class EngineRecord:
     cuda_runtime: str | None = None
     driver: str | None = None
     plugins: Mapping[str, PluginRecord] = field(default_factory=dict)
+    workspace_mb: int | None = None
+    int8_sha256: str | None = None
+    calibration: str | None = None
     flags: tuple[str, ...] = ()
     jetpack: str | None = None
     power_mode: str | None = None
@@ -159,6 +167,8 @@ class EngineRecord:
             "model.sha256": self.model.sha256,
             **{f"plugins.{k}.sha256": v.sha256 for k, v in self.plugins.items()},
         }
+        if self.int8_sha256 is not None:
+            sums["int8_sha256"] = self.int8_sha256
         for name, value in sums.items():
             if not _SHA256.fullmatch(value):
                 raise EngineError(f"{name} is no SHA-256")
@@ -252,7 +262,7 @@ def _parse(hint: Any, value: Any, where: str) -> Any:
             return {k: _parse(inner[1], v, f"{where}.{k}") for k, v in value.items()}
         if is_dataclass(hint):
             return _parse_fields(hint, value, where)
-    if hint is str and isinstance(value, str) and value.isprintable():
+    if hint is str and isinstance(value, str) and len(value) <= _LONGEST and value.isprintable():
         return value  # unprintable text would break the one line of an error
     if hint is int and type(value) is int:
         return value

@@ -82,8 +82,11 @@ def engines() -> dict[str, Any]:
     from fastrestore.engine_here import fits_here, stale
     from fastrestore.errors import FastRestoreError
 
+    told: dict[str, Any] = {}
     try:
-        told = {str(e.path): {"fits": fits_here(e)[0], "stale": stale(e)} for e in entries()}
+        for entry in entries():
+            fit = fits_here(entry)
+            told[str(entry.path)] = {"fits": fit.fits, "device": fit.device, "stale": stale(entry)}
     except FastRestoreError as e:
         return {"error": str(e)}
     return {"engines": told}

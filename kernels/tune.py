@@ -5,7 +5,7 @@
 Every width, two sizes, two dilations: each candidate must first compute what the reference does,
 then its median over replays of a CUDA graph counts. Some minutes, most of them compiling. Without
 `--output` the table goes into the package, where it is found. Exit codes: 0 ok, 1 no candidate is
-right, 2 usage, 3 bad input, 4 no CUDA device, 5 output or disk.
+right, 2 usage, 3 bad input, 4 no CUDA device, torch or triton, 5 output or disk.
 """
 
 from __future__ import annotations
@@ -21,9 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import triton
-from torch import Tensor
+try:
+    import torch
+    import triton
+    from torch import Tensor
+except ImportError as e:
+    if __name__ != "__main__":
+        raise
+    sys.stderr.write(f"{e.name} is not installed: pip install 'fastrestore[kernels]'\n")
+    sys.exit(4)
 
 from fastrestore._version import __version__
 from fastrestore.atomic import label, write_file

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from fastrestore.atomic import label
 from fastrestore.backend import Backend, read_model
+from fastrestore.backends.engine_load import EXTRAS
 from fastrestore.engine_cache import Entry, entries, find
 from fastrestore.engine_file import DeviceRecord, EngineRecord, Expected
-from fastrestore.engine_fit import differences
-from fastrestore.engine_here import product_version
-from fastrestore.engine_record import Product
-from fastrestore.errors import FastRestoreError
+from fastrestore.engine_fit import build_command, differences
+from fastrestore.engine_here import is_installed, product_version
+from fastrestore.engine_record import TITLES, Product
+from fastrestore.errors import FastRestoreError, MissingExtraError, need
 from fastrestore.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class Wish:
 
     def expected(self, product: Product, device: DeviceRecord | None) -> Expected:
         """Return what an engine must fit."""
-        return Expected(product, product_version(product), device, self.sha256, self.model)
+        version = product_version(product)
+        return Expected(product, version, device, self.sha256, self.model, index=self.device)
 
 
 def open_file(wish: Wish, engine: str | Path, name: str) -> Backend:
@@ -71,6 +73,7 @@ def open_best(wish: Wish, name: str) -> Backend:
         MissingExtraError: The runtime or a CUDA binding is not installed.
     """
     product = PRODUCTS[name]
+    _refuse_absent(wish, product)
     found = [e for e in entries() if _fits(e, wish.expected(product, None))]
     # before anything native: where no engine is near, it does not matter what the driver says
     found = found or [find(wish.expected(product, None), verified=False)]
@@ -133,6 +136,28 @@ def best(found: list[Entry], expected: Expected) -> list[Path]:
     for entry, record in sorted(checked or fits, key=lambda pair: (_ms(pair[1]), pair[0].age_s)):
         kept.setdefault(record.profile.get("frame"), entry.path)
     return list(kept.values())
+
+
+def _refuse_absent(wish: Wish, product: Product) -> None:
+    """Refuse a runtime that is not installed; name the other one if that is.
+
+    Raises:
+        MissingExtraError: It is not.
+    """
+    if is_installed(product):
+        return
+    title = TITLES[product]
+    for name, other in PRODUCTS.items():
+        if not is_installed(other):
+            continue
+        there = any(_fits(e, wish.expected(other, None)) for e in entries())
+        device = ["--device", str(wish.device)] if wish.device else []
+        build = build_command(wish.sha256, wish.model, ["--target", name, *device])
+        first = "" if there else f"{build}, then "
+        raise MissingExtraError(
+            f"{title} is not installed here, {TITLES[other]} is; {first}use --backend {name}"
+        )
+    need(product, EXTRAS[product])
 
 
 def _fits(entry: Entry, expected: Expected) -> bool:

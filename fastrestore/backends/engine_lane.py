@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,9 @@ from fastrestore.arrays import F32, U8
 from fastrestore.backends.engine_load import CHANNELS, LoadedEngine
 from fastrestore.cuda import Cuda, Graph, Host
 from fastrestore.errors import EngineError
+
+if TYPE_CHECKING:
+    from fastrestore.bench.device_time import Marks
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +109,24 @@ class Lane:
         if is_new:
             self._engine.keep_compiled()
         return self._arrays["restored"].copy(), after
+
+    def timed(self, marks: Marks) -> None:
+        """Run once more what `run` ran last, one step after the other, with marks between them.
+
+        Raises:
+            EngineError: The device or the runtime failed; the lane must be closed.
+        """
+        marks.mark(self._stream.handle)
+        for name in () if self._mapped else self._engine.inputs:
+            self._stream.upload(self._bytes[name], self._pointers[name])
+        marks.mark(self._stream.handle)
+        self._enqueue()
+        marks.mark(self._stream.handle)
+        for name in () if self._mapped else self._engine.outputs:
+            self._download(name)
+        marks.mark(self._stream.handle)
+        self._stream.synchronize()
+        marks.read()
 
     def close(self) -> None:
         """Free everything, whatever state the device is in.

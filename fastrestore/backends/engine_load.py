@@ -9,9 +9,8 @@ import json
 import logging
 import re
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +43,7 @@ _MEANINGS = (
     ("OutOfMemory", "out of GPU memory", _MEMORY),
 )
 _CUDA = re.compile(r"cudaError (\d+: [^()]*)")
-_LOGS: WeakKeyDictionary[Any, Log] = WeakKeyDictionary()
+_LOGS: dict[type, Log] = {}
 
 
 def import_product(product: Product) -> Any:
@@ -67,16 +66,19 @@ def import_product(product: Product) -> Any:
 
 
 class Log:
-    """What a runtime says: its errors are kept, the rest goes to our debug log.
+    """What a library says: its errors are kept, the rest goes to our debug log.
 
-    A runtime listens to the first logger of a process alone: see `log_of`.
+    A library may go on with the first logger of a process: see `log_of`.
 
     Attributes:
-        sink: The object that the runtime takes.
+        sink: The object that runtimes and builders take.
+        hear: Is told of every error (True) and warning (False) as well; None = nobody.
     """
 
     def __init__(self, trt: Any) -> None:
+        self.hear: Callable[[bool, str], None] | None = None
         lines: deque[str] = deque(maxlen=KEPT_LINES)
+        log = self
         severity = trt.ILogger.Severity
         grave = (severity.INTERNAL_ERROR, severity.ERROR)
 
@@ -86,8 +88,11 @@ class Log:
 
             def log(self, level: Any, text: str) -> None:
                 # called from C++: nothing may be raised
-                if level in grave:
+                is_error = level in grave
+                if is_error:
                     lines.append(" ".join(text.split()))
+                if log.hear is not None and (is_error or level == severity.WARNING):
+                    log.hear(is_error, text)
                 logger.debug("%s", text)
 
         self.sink = Sink()
@@ -110,10 +115,10 @@ class Log:
 
 
 def log_of(trt: Any) -> Log:
-    """Return the one log of a runtime in this process."""
-    if trt not in _LOGS:
-        _LOGS[trt] = Log(trt)
-    return _LOGS[trt]
+    """Return the one log of a library in this process, by its class of loggers."""
+    if trt.ILogger not in _LOGS:
+        _LOGS[trt.ILogger] = Log(trt)
+    return _LOGS[trt.ILogger]
 
 
 class LoadedEngine:
@@ -122,7 +127,8 @@ class LoadedEngine:
     Attributes:
         frames: Smallest and largest `(N, H, W)` of each profile.
         dtypes: Of every input and output, by name.
-        inputs: Their names.
+        inputs: Names of the inputs.
+        outputs: Names of the outputs.
         has_state: Whether it keeps a state.
         captures: Whether its work is to be captured as a CUDA graph; RTX captures by itself.
     """
@@ -216,7 +222,8 @@ class LoadedEngine:
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
         is_input = {n: engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT for n in names}
         self.inputs = tuple(n for n in names if is_input[n])
-        self.has_state = has_state(self.name, self.inputs, [n for n in names if not is_input[n]])
+        self.outputs = tuple(n for n in names if not is_input[n])
+        self.has_state = has_state(self.name, self.inputs, self.outputs)
         kinds = {
             trt.DataType.UINT8: np.uint8,
             trt.DataType.FLOAT: np.float32,

@@ -9,11 +9,11 @@ import hashlib
 import logging
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastrestore.arrays import F32, U8
 from fastrestore.atomic import label
@@ -22,15 +22,18 @@ from fastrestore.backends.engine_lane import Lane
 from fastrestore.backends.engine_load import LoadedEngine
 from fastrestore.cuda import Cuda, Driver
 from fastrestore.engine_file import MAGIC, DeviceRecord, Engine, Expected, check_engine
-from fastrestore.engine_fit import ANEW, BUILD, refuse_other, shape_text
+from fastrestore.engine_fit import ANEW, TARGETS, build_command, refuse_other, shape_text
 from fastrestore.engine_here import product_version
-from fastrestore.engine_record import Product
+from fastrestore.engine_record import EngineRecord, Product
 from fastrestore.errors import EngineError, MissingExtraError, ModelError, need
 from fastrestore.spec import ModelSpec, read_spec
 
+if TYPE_CHECKING:
+    from fastrestore.bench.device_time import Marks
+
 logger = logging.getLogger(__name__)
 
-NAMES: dict[Product, str] = {"tensorrt": "tensorrt", "tensorrt_rtx": "rtx"}
+_Result = TypeVar("_Result")
 
 
 class Pool:
@@ -70,6 +73,17 @@ class Pool:
         Raises:
             EngineError: It is closed, or the device or the runtime failed.
         """
+        return self._on_a_lane(lambda lane: lane.run(frame, mask, state, sigma))
+
+    def timed(self, marks: Marks) -> None:
+        """Run once more what ran last; see `Lane.timed`.
+
+        Raises:
+            EngineError: As `run` does.
+        """
+        self._on_a_lane(lambda lane: lane.timed(marks))
+
+    def _on_a_lane(self, work: Callable[[Lane], _Result]) -> _Result:
         lane = self._idle.get()
         try:
             if self._is_closed:
@@ -78,7 +92,7 @@ class Pool:
                 if lane is None:
                     lane = Lane(self._cuda, self._engine, self._mapped)
                 try:
-                    return lane.run(frame, mask, state, sigma)
+                    return work(lane)
                 except BaseException:  # half-written buffers, a graph half captured
                     broken, lane = lane, None
                     with suppress(EngineError):  # the first failure says more
@@ -160,10 +174,11 @@ class TensorRtBackend:
         # What is wrong with the files is said before anything native is loaded.
         checked = [check_engine(path, self._wanted, trust) for path in paths]
         self._product = product or _product_of(checked[0])
-        self.name = NAMES[self._product]
+        self.name = TARGETS[self._product]
         self.spec = spec or shipped_spec(checked[0])
         version = product_version(self._product)
-        self._wanted = Expected(self._product, version, None, model_sha256, self.spec.name)
+        name = self.spec.name if model is None else str(model)
+        self._wanted = Expected(self._product, version, None, model_sha256, name, index=device)
         for engine in checked:
             self._refuse_other(engine)
         self._cuda = cuda = Cuda(device, driver)
@@ -190,10 +205,26 @@ class TensorRtBackend:
         """
         check_batch(self.spec, frame, mask, state, sigma)
         n, h, w, _ = frame.shape
-        pool = next((p for p in self._pools if p.takes((n, h, w))), None)
+        return self._pool((n, h, w)).run(frame, mask, state, sigma)
+
+    def timed(self, shape: Shape, marks: Marks) -> None:
+        """Run once more what `run` ran last, with marks; `run` must have run this shape before.
+
+        Raises:
+            EngineError: No engine takes this size, it is closed, or the device failed.
+        """
+        self._pool(shape).timed(marks)
+
+    @property
+    def records(self) -> tuple[EngineRecord | None, ...]:
+        """What the sidecars say of the engines, None of one without."""
+        return tuple(p.record for p in self._pools)
+
+    def _pool(self, shape: Shape) -> Pool:
+        pool = next((p for p in self._pools if p.takes(shape)), None)
         if pool is None:
-            raise EngineError(self._no_engine((n, h, w)))
-        return pool.run(frame, mask, state, sigma)
+            raise EngineError(self._no_engine(shape))
+        return pool
 
     def warm_up(self, shape: Shape) -> None:
         """See `Backend.warm_up`; the first run compiles, the second captures."""
@@ -229,12 +260,14 @@ class TensorRtBackend:
             return f"{self.spec.name}: the backend is closed; open it again"
         sizes = [shape_text(a) + ("" if a == b else f" to {shape_text(b)}") for a, b in self.frames]
         n, h, w = shape
-        target = "rtx" if self._product == "tensorrt_rtx" else "tensorrt"
-        batch = f" --batch {n}" if n > 1 else ""
+        words = ["--target", TARGETS[self._product], "--for", f"{w}x{h}"]
+        words += ["--batch", str(n)] if n > 1 else []
+        words += ["--device", str(self._wanted.index)] if self._wanted.index else []
+        record = self._pools[0].record
+        sha256 = self._wanted.model_sha256 or (record.model.sha256 if record else None)
         return (
             f"{self.spec.name}: its engines take frames of {', '.join(sizes)}, not "
-            f"{shape_text(shape)}; "
-            f"`{BUILD} {self.spec.name} --target {target} --for {w}x{h}{batch}`"
+            f"{shape_text(shape)}; {build_command(sha256, self._wanted.model_name, words)}"
         )
 
 
@@ -276,7 +309,7 @@ def layers(path: str | Path, device: int = 0, driver: Driver | None = None) -> l
     with ExitStack() as held:
         held.callback(cuda.close)
         here = DeviceRecord(cuda.device.name, cuda.device.sm)
-        wanted = Expected(product, product_version(product), here)
+        wanted = Expected(product, product_version(product), here, index=device)
         refuse_other(engine.path, engine.record, wanted)
         held.enter_context(cuda.active())
         loaded = LoadedEngine(product, engine, f"{here.name} {here.sm}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastrestore.atomic import label
+from fastrestore.commands.options import device_option
 from fastrestore.errors import EngineError, need
 
 if TYPE_CHECKING:
@@ -55,9 +56,13 @@ def list_command(as_json: bool) -> None:
 
 @command.command("verify")
 @click.argument("engine")
+@click.option("--model", metavar="FILE", help="What it was built from, if that does not ship.")
+@device_option
 @click.option("--trust-engine", is_flag=True, help="Although others may have changed it.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def verify_command(engine: str, trust_engine: bool, as_json: bool) -> None:
+def verify_command(
+    engine: str, model: str | None, device: int, trust_engine: bool, as_json: bool
+) -> None:
     """Check an engine against its sidecar, and on its GPU against another backend.
 
     ENGINE is a name that `list` shows, or a path. Exit code 4 if it is damaged, does not fit, or
@@ -70,14 +75,15 @@ def verify_command(engine: str, trust_engine: bool, as_json: bool) -> None:
     path = _find(engine)
     record = check_engine(path, trust=trust_engine).record
     if record is not None:
-        here = expected_of(record.product)
+        here = expected_of(record.product, device)
         refuse_other(path, record, here)
         if here.device is None:
             raise EngineError(
                 f"{label(path)}: is as it was built; unverified: no device here; verify it where "
                 f"its GPU is"
             )
-    figures = need("fastrestore.export.gate", "tensorrt").verify_engine(path, trust=trust_engine)
+    gate = need("fastrestore.export.gate", "tensorrt")
+    figures = gate.verify_engine(path, model, device, trust_engine)
     if as_json:
         click.echo(json.dumps(figures, indent=1))
         return
@@ -88,8 +94,9 @@ def verify_command(engine: str, trust_engine: bool, as_json: bool) -> None:
 @command.command("show")
 @click.argument("engine")
 @click.option("--layers", is_flag=True, help="Also what it runs, layer by layer; needs its GPU.")
+@device_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def show_command(engine: str, layers: bool, as_json: bool) -> None:
+def show_command(engine: str, layers: bool, device: int, as_json: bool) -> None:
     """Show what an engine's sidecar says of it.
 
     ENGINE is a name that `list` shows, or a path.
@@ -99,7 +106,8 @@ def show_command(engine: str, layers: bool, as_json: bool) -> None:
     path = _find(engine)
     shown = asdict(read_record(path))
     if layers:
-        shown["layers"] = need("fastrestore.backends.tensorrt", "tensorrt").layers(path)
+        runtime = need("fastrestore.backends.tensorrt", "tensorrt")
+        shown["layers"] = runtime.layers(path, device)
     if as_json:
         click.echo(json.dumps(shown, indent=1))
         return
@@ -176,12 +184,13 @@ def _find(engine: str) -> Path:
 def _row(entry: Entry) -> dict[str, Any]:
     from fastrestore.engine_here import fits_here
 
-    fits, why = fits_here(entry)
+    fit = fits_here(entry)
     return {
         "name": entry.path.stem,
         "path": str(entry.path),
-        "fits": fits,
-        "why": why,
+        "fits": fit.fits,
+        "why": fit.why,
+        "device": fit.device,
         "size_bytes": entry.size_bytes,
         "age_s": round(entry.age_s),
         "record": None if entry.record is None else asdict(entry.record),
@@ -191,7 +200,8 @@ def _row(entry: Entry) -> dict[str, Any]:
 def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     """Return one line of the table."""
     fits = {True: "yes", False: "no", None: "not known"}[row["fits"]]
-    verdict = fits + (f": {row['why']}" if row["why"] else "")
+    why = row["why"] or (f"on device {row['device']}" if row["device"] else "")
+    verdict = fits + (f": {why}" if why else "")
     size, age = f"{row['size_bytes'] / 1e6:.1f}", _age(row["age_s"])
     r = row["record"]
     if r is None:

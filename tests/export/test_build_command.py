@@ -25,12 +25,14 @@ from fastrestore.backend import find_model, weights_folder
 from fastrestore.cli import cli
 from fastrestore.engine_cache import build_lock, entries
 from fastrestore.engine_file import DeviceRecord, EngineRecord, Verification, read_record
+from fastrestore.engine_fit import rebuild
 from fastrestore.errors import EngineError, InputError, OutputError
-from fastrestore.export import build_command, build_host, forms, gate
+from fastrestore.export import build_command, build_host, engine_build, forms, gate
 from fastrestore.export.build_command import read_sizes
 from fastrestore.export.build_host import Host, look
 from fastrestore.export.gate import Verdict
 from fastrestore.export.quantize import Loss
+from fastrestore.export.timings import read_timings
 from fastrestore.export.toolkit import Toolkit, installed
 from fastrestore.locking import lock
 
@@ -196,7 +198,8 @@ def test_a_verified_engine_and_its_sidecar(bench: Bench, fake_trt: Any, cache: P
     assert [p.name for p in (cache / "engines").iterdir() if p.name.startswith(".")] == []
     assert len(entries()) == 1
     assert fake_trt.configs[0].pools == {"workspace": 5 * GB}
-    assert next((cache / "timing").iterdir()).read_bytes() == b"device+new"
+    assert read_timings(next((cache / "timing").iterdir())).data == b"device+new"
+    assert record.flags == ("STRONGLY_TYPED",)
 
 
 def test_workspace_is_capped_at_half_of_what_is_free(bench: Bench, fake_trt: Any) -> None:
@@ -312,6 +315,13 @@ def test_an_output_of_something_else_is_replaced(bench: Bench, tmp_path: Path) -
     assert "-o names one engine, --for asks for 2" in str(result.exception)
 
 
+@pytest.mark.parametrize("option", ["-o", "--calibration", "--timing-cache"])
+def test_an_empty_name_is_none(bench: Bench, fake_trt: Any, option: str) -> None:
+    result = run("nano", "--precision", "fp16", option, "")
+    assert str(result.exception) == f"{option}: is empty; give a name, or leave it out"
+    assert fake_trt.n_built == 0
+
+
 @pytest.mark.parametrize("other", ["engine", "engine.json", "engine.old"])
 def test_what_is_no_engine_is_never_replaced(
     bench: Bench, fake_trt: Any, tmp_path: Path, other: str
@@ -338,6 +348,20 @@ def test_the_model_itself_is_never_replaced(bench: Bench, tmp_path: Path) -> Non
     named = file.rename(tmp_path / "a.engine.json")
     result = run(str(named), "-o", str(tmp_path / "a.engine"))
     assert "a.engine.json: is the model itself" in str(result.exception)
+    assert "not its .json" in str(run("nano", "-o", str(named)).exception)
+    assert named.read_bytes() == before
+
+
+def test_a_photo_is_no_timing_cache(bench: Bench, fake_trt: Any, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(b"my photo")
+    result = run("nano", "--precision", "fp16", "--timing-cache", str(photo))
+    assert isinstance(result.exception, OutputError)
+    assert str(result.exception).startswith(f"{photo}: is no timing cache of fastrestore")
+    assert (photo.read_bytes(), fake_trt.n_built) == (b"my photo", 0)
+    mine = tmp_path / "mine.cache"
+    made("nano", "--precision", "fp16", "--timing-cache", str(mine))
+    assert read_timings(mine).data == b"device+new"
 
 
 @pytest.mark.skipif(os.name != "posix", reason="has no such files")
@@ -354,6 +378,39 @@ def test_devices_pipes_and_links_are_never_replaced(bench: Bench, tmp_path: Path
     output.unlink()
     os.mkfifo(output)  # its sidecar is ours
     assert "exists and is no engine" in str(run("nano", "-o", str(output)).exception)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_build(
+    bench: Bench, fake_trt: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("nano", "--precision", "fp16", "--for", "64x64", "--timing-cache", "off")
+    made(*arguments)
+    real = os.access
+    closed = cache / "engines"
+    monkeypatch.setattr(os, "access", lambda p, mode: p != closed and real(p, mode))
+    monkeypatch.setattr(engine_build, "lock", lambda *_: pytest.fail("needs no lock"))
+    assert "is there already" in run(*arguments).stderr
+    result = run(*arguments, "--rebuild")
+    assert isinstance(result.exception, OutputError)
+    told = f"{closed}: cannot be written; set FASTRESTORE_CACHE to another"
+    assert str(result.exception) == told
+    result = run(*arguments, "-o", str(closed / "x.engine"))
+    assert str(result.exception) == told
+    closed = cache.parent
+    result = run(*arguments, "-o", str(closed / "x.engine"))
+    assert str(result.exception) == f"{closed}: cannot be written; choose another -o"
+    assert fake_trt.n_built == 1
+
+
+@pytest.mark.skipif(os.name != "posix", reason="has no such modes")
+def test_a_folder_that_others_may_write_is_said(bench: Bench, tmp_path: Path) -> None:
+    folder = tmp_path / "common"
+    folder.mkdir()
+    arguments = ("nano", "--precision", "fp16", "--for", "64x64", "-o", str(folder / "x.engine"))
+    assert "others may write" not in run(*arguments).stderr
+    folder.chmod(0o777)
+    told = f"{folder}: others may write to it; `chmod go-w {folder}`, or if you trust it, add "
+    assert f"{told}--trust-engine when it is run\n" in run(*arguments, "--rebuild").stderr
 
 
 def test_a_broken_engine_of_ours_is_built_again(bench: Bench, tmp_path: Path) -> None:
@@ -377,6 +434,20 @@ def test_another_opt_level_is_another_engine_under_the_same_name(
     assert made(*arguments, "1").opt_level == 1
     assert "is there already" in run(*arguments, "1").stderr
     assert fake_trt.n_built == 2
+
+
+def test_another_workspace_is_another_engine(bench: Bench, fake_trt: Any, tmp_path: Path) -> None:
+    base = ("nano", "--precision", "fp16", "--for", "64x64")
+    for output in ((), ("-o", str(tmp_path / "a.engine"))):
+        n = fake_trt.n_built
+        for wanted in (None, 100, 200, 9000):
+            words = [*base, *output, *([] if wanted is None else ["--workspace", str(wanted)])]
+            record = made(*words)
+            assert record.workspace_mb == wanted
+            assert ("--workspace" in rebuild(record)) == (wanted is not None)
+            assert "is there already" in run(*words).stderr
+        assert fake_trt.n_built == n + 4
+    assert fake_trt.configs[-1].pools == {"workspace": 5 * GB}
 
 
 def test_an_engine_of_a_lowered_opt_level_is_there_already(
@@ -438,6 +509,32 @@ def test_shipped_int8_files_are_of_the_shipped_models() -> None:
     assert names
 
 
+def test_another_int8_file_makes_another_engine(
+    bench: Bench, fake_trt: Any, with_int8: str, tmp_path: Path
+) -> None:
+    import onnx
+
+    file = Path(with_int8).with_suffix(".int8.onnx")
+    arguments = (with_int8, "--precision", "int8", "--for", "64x64")
+    output = ("-o", str(tmp_path / "a.engine"))
+    records = [made(*arguments), made(*arguments, *output)]
+    assert {r.int8_sha256 for r in records} == {hashlib.sha256(file.read_bytes()).hexdigest()}
+    assert {r.calibration for r in records} == {None}
+    assert "is there already" in run(*arguments, *output).stderr
+    model = onnx.load(file)
+    scale = next(t for t in model.graph.initializer if "scale" in t.name)
+    array = onnx.numpy_helper.to_array(scale)
+    scale.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(2), scale.name))
+    onnx.save(model, file)
+    n = fake_trt.n_built
+    for more in ((), output):
+        record = made(*arguments, *more)
+        assert record.int8_sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    assert fake_trt.n_built == n + 2
+    assert len(entries()) == 2
+    assert made(with_int8, "--precision", "fp16").int8_sha256 is None
+
+
 def test_own_calibration_makes_another_engine(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -452,8 +549,16 @@ def test_own_calibration_makes_another_engine(
     cv2.imwrite(str(folder / "9.png"), rng.integers(0, 256, (64, 64, 3), np.uint8))
     record = made(*arguments)
     assert record.precision == "int8"
-    assert record.flags[0].startswith("CALIBRATION_")
+    assert record.int8_sha256 is not None
+    assert record.calibration == str(folder)
     assert "is there already" in run(*arguments).stderr
+    mend = f"--precision int8 --for 64x64 --calibration {folder}`"
+    assert mend in rebuild(record)
+    moved = folder.rename(tmp_path / "the same")
+    assert "is there already" in run(*arguments[:-1], str(moved)).stderr
+    cv2.imwrite(str(moved / "0.png"), np.zeros((64, 64, 3), np.uint8))
+    assert made(*arguments[:-1], str(moved)).int8_sha256 != record.int8_sha256
+    assert len(entries()) == 2
 
 
 def test_an_int8_file_is_int8_and_nothing_else(
@@ -514,6 +619,12 @@ def test_plugins_need_a_newer_version(bench: Bench) -> None:
     assert any("TensorRT 10.3.0 is older than 10.9" in r for r in record.reasons)
     result = run("nano", "--precision", "fp16", "--plugins", "on")
     assert "older than 10.9" in str(result.exception)
+
+
+def test_a_workspace_that_no_gpu_has_is_refused(bench: Bench) -> None:
+    result = run("nano", "--workspace", "99999999999999999999")
+    assert (result.exit_code, type(result.exception)) == (2, SystemExit)
+    assert "is not in the range 1<=x<=1048576" in result.stderr
 
 
 def test_what_goes_with_rtx_alone(bench: Bench) -> None:
@@ -580,6 +691,15 @@ def test_rtx_refuses_a_gpu_that_it_does_not_know() -> None:
     assert "compute capability 8.7: TensorRT-RTX" in str(result.exception)
     result = run("nano", "--target", "rtx", "--compute-capability", "new")
     assert "write it as 8.9, or current" in str(result.exception)
+
+
+@needs_rtx
+def test_compute_capabilities_are_one_set_in_any_order() -> None:
+    sets = (("8.9", "7.5"), ("sm_75", "89", "8.9"))
+    words = [[w for c in s for w in ("--compute-capability", c)] for s in sets]
+    base = ("nano", "--target", "rtx", "--precision", "fp16", "--for", "64x64")
+    assert made(*base, *words[0]).compute_capabilities == ("7.5", "8.9")
+    assert "is there already" in run(*base, *words[1]).stderr
 
 
 @needs_rtx

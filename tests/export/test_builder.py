@@ -16,12 +16,14 @@ import pytest
 from onnx import ModelProto
 
 from fastrestore.backend import find_model
-from fastrestore.errors import EngineError
+from fastrestore.backends.engine_load import log_of
+from fastrestore.errors import EngineError, OutputError
 from fastrestore.export import builder
 from fastrestore.export.builder import AbandonedError, Built, Settings, Size, build, profile_of
 from fastrestore.export.precision import Convolution, inline, to_bf16, to_fp16
 from fastrestore.export.progress import Progress, Shown
 from fastrestore.export.quantize import calibration_inputs, quantize
+from fastrestore.export.timings import read_timings, write_timings
 from fastrestore.export.toolkit import Toolkit, installed, open_toolkit
 
 SIDE: Size = (1, 128, 128)
@@ -157,12 +159,32 @@ def test_no_kernel_twice_is_an_error(fake_trt: Any) -> None:
 def test_timings_are_kept_and_foreign_ones_passed_over(fake_trt: Any, tmp_path: Path) -> None:
     file = tmp_path / "timing.cache"
     fake_build(fake_trt, Settings(timing_cache=file))
-    assert file.read_bytes() == b"device+new"
-    file.write_bytes(b"other GPU")
+    assert read_timings(file).data == b"device+new"
+    write_timings(file, b"other GPU")
     built = fake_build(fake_trt, Settings(timing_cache=file))
     assert fake_trt.configs[1].refused == [b"other GPU"]
     assert built.heard == ("timing cache: of another device or version, begun anew",)
-    assert file.read_bytes() == b"device+new"
+    assert read_timings(file).data == b"device+new"
+    file.write_bytes(file.read_bytes()[:-1])
+    built = fake_build(fake_trt, Settings(timing_cache=file))
+    assert built.heard == ("timing cache: damaged, begun anew",)
+
+
+def test_timings_never_replace_another_file(fake_trt: Any, tmp_path: Path) -> None:
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(b"photo")
+    with pytest.raises(OutputError, match="is no timing cache of fastrestore"):
+        fake_build(fake_trt, Settings(timing_cache=file))
+    file.unlink()
+
+    def photo_comes(monitor: Any) -> bool:
+        file.write_bytes(b"photo")
+        return True
+
+    fake_trt.on_build = photo_comes
+    built = fake_build(fake_trt, Settings(timing_cache=file))
+    assert built.heard[0].startswith("timing cache not kept: ")
+    assert file.read_bytes() == b"photo"
 
 
 def test_a_display_that_fails_is_the_error(fake_trt: Any) -> None:
@@ -290,6 +312,15 @@ def test_rtx_builds_for_several_sizes_and_gpus_with_progress_in_order() -> None:
     assert watch.root_steps == sorted(watch.root_steps)
     assert watch.stack == []
     assert watch.n > 50
+
+
+@needs_rtx
+def test_rtx_does_not_complain_of_a_second_logger() -> None:
+    """It keeps the first one of a process as long as anything lives that was made with it."""
+    trt = open_toolkit("tensorrt_rtx").trt
+    alive = trt.Runtime(log_of(trt).sink)
+    assert real_build("nano", "fp16", (SIDE,) * 3, settings=Settings()).heard == ()
+    assert alive is not None
 
 
 @needs_rtx

@@ -293,7 +293,7 @@ def test_verify_engine_refuses_and_takes_the_mark_away(
 
 def test_verify_engine_needs_the_model(tmp_path: Path) -> None:
     path = write(tmp_path, sha="b" * 64)
-    with pytest.raises(ModelError, match="does not ship; build it from its file"):
+    with pytest.raises(ModelError, match="does not ship; add --model FILE"):
         gate.verify_engine(path)
     with pytest.raises(ModelError, match="is not what the engine was built from"):
         gate.verify_engine(path, "tiny")

@@ -10,6 +10,7 @@ from onnx import ModelProto
 
 from fastrestore.export.graph import build
 from fastrestore.export.precision import Convolution, convolutions, inline, to_fp16
+from fastrestore.export.toolkit import Lines, open_toolkit
 from fastrestore.presets import PRESETS
 from fastrestore.spec import ModelSpec
 from fastrestore.train.generator import Generator
@@ -19,19 +20,6 @@ trt = pytest.importorskip(
     reason="tensorrt_rtx is not installed: pip install tensorrt-rtx-cu12 (x86_64 Linux, Windows)",
 )
 SIDE = 256
-HARMLESS = "already exists"  # node names of a function that is called twice
-
-
-class Log(trt.ILogger):  # type: ignore[misc]  # no types
-    """Keeps warnings and errors; must never raise, C++ calls it."""
-
-    def __init__(self) -> None:
-        trt.ILogger.__init__(self)
-        self.lines: list[str] = []
-
-    def log(self, severity: Any, text: str) -> None:
-        if severity <= trt.ILogger.Severity.WARNING and HARMLESS not in text:
-            self.lines.append(text)
 
 
 @functools.lru_cache
@@ -54,7 +42,8 @@ def parsed_convolutions(network: Any) -> list[Convolution]:
 
 
 def check(model: ModelProto) -> None:
-    log = Log()
+    lines = Lines()
+    log = open_toolkit("tensorrt_rtx").logger(lines)  # it would warn of a second logger
     builder = trt.Builder(log)
     network = builder.create_network(0)  # strongly typed, always
     parser = trt.OnnxParser(network, log)
@@ -71,8 +60,8 @@ def check(model: ModelProto) -> None:
         profile.set_shape(x.name, shape, shape, shape)
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
-    assert plan is not None, log.lines
-    assert log.lines == []
+    assert plan is not None, lines.errors
+    assert (lines.errors, lines.warnings) == ([], [])
 
 
 @pytest.mark.parametrize("preset", PRESETS)

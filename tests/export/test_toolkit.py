@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastrestore.backends.engine_load import log_of
 from fastrestore.errors import EngineError, MissingExtraError
 from fastrestore.export import toolkit
 from fastrestore.export.toolkit import CAUSES, Lines, Toolkit, explain, open_toolkit
@@ -57,6 +58,19 @@ def test_a_missing_driver_is_not_blamed_for_what_went_wrong_before() -> None:
 def test_every_cause_has_a_mend() -> None:
     assert all(c.text and c.words and c.mend and "\n" not in c.words + c.mend for c in CAUSES)
     assert len({c.text for c in CAUSES}) == len(CAUSES)
+
+
+def test_a_process_has_one_logger_and_the_newest_lines_hear_it(fake_trt: Any) -> None:
+    first, second = Lines(), Lines()
+    kit = Toolkit("tensorrt", fake_trt, "10.3.0")
+    log = kit.logger(first)
+    log.log(fake_trt.ILogger.Severity.WARNING, "one")
+    assert kit.logger(second) is log is log_of(fake_trt).sink
+    log_of(fake_trt).clear()
+    log.log(fake_trt.ILogger.Severity.ERROR, "out of memory")
+    assert (first.warnings, first.errors) == (["one"], [])
+    assert (second.warnings, second.errors) == ([], ["out of memory"])
+    assert log_of(fake_trt).reason()[0] == "out of GPU memory"
 
 
 def test_chatter_is_counted_and_the_rest_kept(fake_trt: Any) -> None:

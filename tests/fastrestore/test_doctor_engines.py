@@ -41,13 +41,19 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     return Machine(tmp_path, monkeypatch)
 
 
-def put(machine: Machine, fits: bool | None = True, stale: str = "", **changes: Any) -> Path:
+def put(
+    machine: Machine,
+    fits: bool | None = True,
+    stale: str = "",
+    device: int = 0,
+    **changes: Any,
+) -> Path:
     """Write an engine, and what is told of it."""
     record = replace(RECORD, **changes)
     path = engine_path(record)
     write_engine(path, b"ftrt" + bytes(999_996), record)
     told = machine.answers.setdefault("engines", {"engines": {}})["engines"]
-    told[str(path)] = {"fits": fits, "stale": stale}
+    told[str(path)] = {"fits": fits, "device": device, "stale": stale}
     return path
 
 
@@ -72,6 +78,12 @@ def test_engines_that_are_stale_or_unverified(machine: Machine) -> None:
     )
     assert found["engines not verified"].mend == f"fastrestore engines verify {unverified.stem}"
     assert found["engines not verified"].detail.startswith("1 fit")
+
+
+def test_an_engine_of_a_second_gpu_is_verified_there(machine: Machine) -> None:
+    path = put(machine, device=1, verification=None)
+    mend = f"fastrestore engines verify {path.stem} --device 1"
+    assert machine.check("engines not verified").mend == mend
 
 
 def test_engines_of_another_power_mode(machine: Machine) -> None:
@@ -156,12 +168,13 @@ def test_what_is_told_of_engines_is_what_the_engines_command_tells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(engine_here, "device", lambda: DeviceRecord("Orin", "8.7"))
+    other = DeviceRecord("L4", "8.9")
+    monkeypatch.setattr(engine_here, "devices", lambda: [other, DeviceRecord("Orin", "8.7")])
     monkeypatch.setattr(engine_here, "product_version", lambda product: "10.3.0")
     good, old = engine_path(RECORD), engine_path(replace(RECORD, product_version="10.2.0"))
     for path, record in ((good, RECORD), (old, replace(RECORD, product_version="10.2.0"))):
         write_engine(path, b"ftrt" + bytes(99), record)
     told = native.engines()["engines"]
-    assert told[str(good)] == {"fits": True, "stale": ""}
+    assert told[str(good)] == {"fits": True, "device": 1, "stale": ""}
     assert told[str(old)]["fits"] is False
     assert "10.2.0" in told[str(old)]["stale"]

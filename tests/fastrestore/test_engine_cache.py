@@ -130,7 +130,7 @@ def test_a_cache_that_cannot_be_made_is_said(
 ) -> None:
     (tmp_path / "file").write_bytes(b"")
     monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path / "file" / "x"))
-    with pytest.raises(OutputError, match="cannot be made"):
+    with pytest.raises(OutputError, match=r"cannot be made .*; set FASTRESTORE_CACHE to another"):
         engine_path(RECORD)
     with pytest.raises(EngineError, match=r"cannot be read .*; set FASTRESTORE_CACHE"):
         entries()
@@ -169,6 +169,7 @@ def test_the_key_is_of_what_makes_an_engine() -> None:
         "power_mode": "15W",
         "verification": None,
         "reasons": ("because",),
+        "calibration": "/photos",
         "engine_sha256": "e" * 64,
         "engine_bytes": 7,
     }
@@ -185,6 +186,8 @@ def test_the_key_is_of_what_makes_an_engine() -> None:
         "cuda_runtime": "12.6",
         "plugins": {"P": PluginRecord("c" * 64, "3.2.0")},
         "flags": ("TF32",),
+        "workspace_mb": 512,
+        "int8_sha256": "e" * 64,
         "jetpack": "6.2",
     }
     known = {*free, *bound, "schema", "product", "compute_capabilities"}
@@ -228,6 +231,18 @@ def test_entries(cache: Path) -> None:
     assert "has no sidecar" in problems["orphan.engine"]
     assert all(e.record is None for e in entries())
     assert all("\n" not in p for p in problems.values())
+
+
+def test_a_link_is_no_entry_that_can_be_used(cache: Path, tmp_path: Path) -> None:
+    path = put()
+    path.rename(tmp_path / "real.engine")
+    path.symlink_to(tmp_path / "real.engine")
+    (entry,) = entries()
+    assert entry.record is None
+    assert entry.problem == f"{path}: is a link or a folder, no engine"
+    assert len(prune(lambda e: e.record is not None).removed) == 1
+    assert (tmp_path / "real.engine").read_bytes() == DATA
+    assert entries() == []
 
 
 def test_entries_of_one_moment_come_by_name(cache: Path) -> None:
@@ -277,6 +292,15 @@ def test_an_empty_cache_is_said(cache: Path) -> None:
         assert str(e.value) == f"{cache / 'engines'}: no engine is here; {build}"
     with pytest.raises(EngineError, match=r"from its \.onnx: `fastrestore build-engine FILE\.onnx"):
         find(HERE)  # a shipped name, another file
+
+
+def test_engines_that_cannot_be_read_are_not_passed_over_in_silence(cache: Path) -> None:
+    path = put()
+    sidecar(path).write_text("{")
+    with pytest.raises(EngineError) as e:
+        find(Expected("tensorrt", model_name="tiny"))
+    told = f"no engine is here that can be used ({sidecar(path)}: is not JSON); `fastrestore build"
+    assert told in str(e.value)
 
 
 def test_prune(cache: Path) -> None:

@@ -18,10 +18,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastrestore import engine_file
+from fastrestore._version import __version__
 from fastrestore.backend import weights_folder
+from fastrestore.backends.engine_load import log_of
 from fastrestore.engine_file import (
     DeviceRecord,
     EngineRecord,
@@ -36,7 +39,7 @@ from fastrestore.engine_file import (
     write_engine,
     write_record,
 )
-from fastrestore.engine_fit import rebuild
+from fastrestore.engine_fit import argument, lowered, rebuild
 from fastrestore.engine_record import system
 from fastrestore.errors import EngineError, OutputError
 
@@ -96,7 +99,9 @@ def refusal(path: Path, expected: Expected | None = HERE, trust: bool = False) -
     text = str(e.value)
     assert text.isprintable()  # one line
     assert str(path.parent) in text
-    assert re.search(r"fastrestore build-engine|--trust-engine|; name |`chmod ", text), text
+    assert re.search(r"fastrestore build-engine|--trust-engine|; name |`chmod |--backend", text), (
+        text
+    )
     return text
 
 
@@ -163,6 +168,9 @@ def test_every_field_is_required_and_typed() -> None:
         ({"plugins": {"P": {"sha256": "b", "triton": "3"}}}, "plugins.P.sha256"),
         ({"flags": ["a\x1b[31m"]}, r"flags\[0\] is not a line of text"),
         ({"plugins": {"a\nb": {}}}, "plugins is not an object"),
+        ({"driver": "9" * 20_001}, "driver is not a line of text"),
+        ({"int8_sha256": "x"}, "int8_sha256 is no SHA-256"),
+        ({"workspace_mb": 1.5}, "workspace_mb is not a whole number"),
     ],
 )
 def test_a_record_that_cannot_be_is_refused(pair: Path, change: dict[str, Any], words: str) -> None:
@@ -224,8 +232,9 @@ DRILL: dict[str, tuple[Spoil, str]] = {
         lambda p: p.write_bytes(b"v" + DATA[1:]),
         "is an engine of TensorRT-RTX, its sidecar is of TensorRT",
     ),
-    "a link": (link, "is a link"),
-    "sidecar a link": (lambda p: link(sidecar(p)), "is a link"),
+    "a link": (link, "is a link, which others can turn; name /"),
+    "a link to nothing": (lambda p: (link(p), p.with_name("real").unlink()), "turn; build it ag"),
+    "sidecar a link": (lambda p: link(sidecar(p)), "is a link, which others can turn; build it"),
     "sidecar a folder": (lambda p: (sidecar(p).unlink(), sidecar(p).mkdir()), "is not a file"),
     "others write the engine": (lambda p: p.chmod(0o620), "others may write to it; `chmod go-w"),
     "others write the sidecar": (lambda p: sidecar(p).chmod(0o602), "others may write to it"),
@@ -250,19 +259,29 @@ def test_what_happens_to_files(pair: Path, case: str) -> None:
         (RECORD, replace(HERE, version="10.3.0.26"), "by TensorRT 10.3.0, here runs 10.3.0.26"),
         (RECORD, RTX_HERE, "is an engine of TensorRT, here runs TensorRT-RTX"),
         (RTX, HERE, "is an engine of TensorRT-RTX, here runs TensorRT"),
+        (
+            RTX,
+            replace(HERE, version=None),
+            "is an engine of TensorRT-RTX, wanted is one of TensorRT; use --backend rtx$",
+        ),
         (RTX, replace(RTX_HERE, device=ORIN), r"capability 7.5, 8.9, 12.0, this is Orin \(8.7\)"),
         (replace(RECORD, os="windows"), HERE, f"built for windows {ARCH}, this is {OS} {ARCH}"),
         (replace(RECORD, arch="riscv"), HERE, f"for {OS} riscv, this is {OS} {ARCH}"),
         (
             RECORD,
             replace(HERE, model_sha256="c" * 64, model_name="my own.onnx"),
-            r"another model, tiny version 2 \(aaaaaaaaaaaa...\), wanted is my own.onnx \(cccccc"
-            r".*build-engine 'my own.onnx' --rebuild",
+            r"another model, tiny version 2 \(aaaaaaaaaaaa...\), wanted is my own.onnx \(ccccc[^;]*"
+            r"; name its \.onnx with --model, or `fastrestore build-engine 'my own.onnx' --rebuild",
+        ),
+        (
+            SHIPPED,
+            replace(HERE, model_sha256="c" * 64, model_name="my own.onnx"),
+            r"; add --model tiny, or `fastrestore build-engine 'my own.onnx' --rebuild",
         ),
         (
             RECORD,
             replace(HERE, shape=(2, 1088, 1920)),
-            "takes frames of 1x736x1280, not 2x1088x1920; .*--for 1920x1088 --batch 2 -o ",
+            "frames of 1x736x1280, not 2x1088x1920; .*--for 1920x1088 --batch 2 --plugins on -o ",
         ),
         (
             replace(RECORD, profile={"frame": MOVING}),
@@ -418,7 +437,7 @@ def test_a_large_engine_is_checked_quickly_and_natively_touches_nothing(tmp_path
 
 def test_an_engine_of_rtx_is_known_by_its_head(tmp_path: Path) -> None:
     trt = pytest.importorskip("tensorrt_rtx", reason="tensorrt_rtx is not installed")
-    log = trt.Logger(trt.Logger.ERROR)
+    log = log_of(trt).sink  # it would warn of a second logger
     builder = trt.Builder(log)
     network = builder.create_network(0)
     frame = network.add_input("frame", trt.DataType.FLOAT, (1, 1, 4, 4))
@@ -434,11 +453,53 @@ def test_an_engine_of_rtx_is_known_by_its_head(tmp_path: Path) -> None:
 
 
 def test_the_mending_command() -> None:
-    usual = "--rebuild --target tensorrt --precision fp16 --for 1280x736"
+    usual = "--rebuild --target tensorrt --precision fp16 --for 1280x736 --plugins on"
     assert rebuild(SHIPPED) == f"`fastrestore build-engine tiny {usual}`"
     assert "--target rtx" in rebuild(SHIPPED, RTX_HERE)
     batch = replace(SHIPPED, profile={"frame": ((2, 736, 1280, 3),) * 3}, opt_level=5)
-    assert rebuild(batch).endswith(" --for 1280x736 --batch 2 --opt-level 5`")
+    assert rebuild(replace(batch, plugins={})).endswith(" --for 1280x736 --batch 2 --opt-level 5`")
+    tried = replace(SHIPPED, plugins={}, reasons=(lowered(5, 3),))  # asks for what was asked for
+    assert rebuild(tried).endswith(" --for 1280x736 --opt-level 5`")
+
+
+def test_the_mending_command_says_all_that_was_said() -> None:
+    told = replace(
+        SHIPPED,
+        precision="int8",
+        plugins={},
+        int8_sha256="e" * 64,
+        calibration="/home/me/my photos",
+        workspace_mb=512,
+    )
+    words = " --precision int8 --for 1280x736 --calibration '/home/me/my photos' --workspace 512`"
+    assert rebuild(told).endswith(words)
+    assert rebuild(told, replace(HERE, index=2)).endswith(" --workspace 512 --device 2`")
+    assert rebuild(SHIPPED).endswith(" --plugins on`")
+    assert "--plugins" not in rebuild(SHIPPED, RTX_HERE)  # which takes none
+    there = "linux" if OS == "windows" else "windows"
+    taken = replace(RTX, os=there)
+    assert rebuild(taken).endswith(" --windows`") == (there == "windows")
+    assert "--windows" not in rebuild(taken, RTX_HERE)  # which is to run here
+
+
+def test_the_mend_where_the_wanted_product_is_not_installed() -> None:
+    assert rebuild(RTX, Expected("tensorrt")) == "use --backend rtx"
+    assert rebuild(RECORD, Expected("tensorrt_rtx")) == "use --backend tensorrt"
+
+
+def test_a_damaged_engine_of_an_older_fastrestore_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new one would get another name in the cache, and this one would be found again."""
+    monkeypatch.setenv("FASTRESTORE_CACHE", str(tmp_path))
+    path = tmp_path / "engines" / "x.engine"
+    for version, told in ((__version__, False), ("0.0.9", True)):
+        write_engine(path, DATA, replace(RECORD, code_version=version))
+        assert " -o " not in refusal(path, replace(HERE, version="11"))
+        flip(path)
+        assert (f" -o {path}`" in refusal(path)) == told
+        path.write_bytes(DATA[:-1])
+        assert (f" -o {path}`" in refusal(path)) == told
 
 
 def test_the_mending_command_of_a_model_that_does_not_ship() -> None:
@@ -469,6 +530,7 @@ def test_the_mending_command_names_a_place_outside_the_cache(
 
 def test_the_mending_command_of_a_dynamic_engine() -> None:
     moving = replace(SHIPPED, profile={"frame": MOVING})
+    moving = replace(moving, plugins={})
     assert rebuild(moving).endswith(" --dynamic 64x64 1280x736 1920x1088`")
     wanted = rebuild(moving, Expected(shape=(2, 32, 2048)))
     assert wanted.endswith(" --dynamic 64x32 1280x736 2048x1088 --batch 2`")
@@ -479,7 +541,7 @@ def test_the_mending_command_of_rtx_keeps_its_gpus() -> None:
     assert rebuild(RTX).endswith(f"{own}`")
     assert rebuild(RTX, Expected(device=ORIN)).endswith(f"{own} --compute-capability 8.7`")
     assert "--compute" not in rebuild(replace(RTX, compute_capabilities=("8.0+",)))
-    assert "--compute" not in rebuild(RTX, Expected("tensorrt"))
+    assert "--compute" not in rebuild(RTX, Expected("tensorrt", "10.3.0"))
     tuned = replace(RTX, compute_capabilities=(), device=L4)
     assert rebuild(tuned).endswith(" --compute-capability current`")
 
@@ -505,6 +567,19 @@ def test_a_path_is_no_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     Path("-x.engine").chmod(0o666)
     with pytest.raises(EngineError, match=r"`chmod go-w \./-x\.engine`"):
         check_engine("-x.engine")
+
+
+@pytest.mark.skipif(os.name != "posix" or not shutil.which("bash"), reason="there is no bash")
+@pytest.mark.parametrize(
+    "name", ["a b", "ä☃", "a\nb", "it's\x1b[31m\\n", "\udcff$(id)`id`", "'\r'"]
+)
+def test_a_path_in_a_command_is_that_path(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    written = argument(path)
+    assert written.isprintable()
+    command = [str(shutil.which("bash")), "-c", f"printf %s {written}"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout == os.fsencode(path)
 
 
 def test_the_mend_for_another_users_file_is_no_rebuild(
@@ -553,6 +628,50 @@ def test_a_profile_that_no_engine_has(pair: Path, profile: dict[str, Any]) -> No
     assert read_record(pair).is_static
 
 
+def test_mutated_sidecars_are_one_line_each(pair: Path) -> None:
+    """Bits flipped, parts lost, values of any kind: refused, or only a remark was changed."""
+    rng = np.random.default_rng(0)
+    good = sidecar(pair).read_bytes()
+    told = json.loads(good)
+    wild = [
+        None,
+        True,
+        -1,
+        2**63,
+        1e308,
+        float("nan"),
+        "",
+        "a\nb",
+        "\ud800",
+        "x" * 99,
+        [],
+        {},
+        [[]],
+    ]
+    texts = []
+    for i in range(200):
+        data = bytearray(good)
+        at = int(rng.integers(len(data)))
+        if i % 4 == 0:
+            data[at] ^= 1 << int(rng.integers(8))
+        elif i % 4 == 1:
+            del data[at:]
+        elif i % 4 == 2:
+            data[at : at + 9] = rng.bytes(int(rng.integers(1, 99)))
+        else:
+            name, value = [*told][rng.integers(len(told))], wild[rng.integers(len(wild))]
+            data = bytearray(json.dumps({**told, name: value}).encode())
+        sidecar(pair).write_bytes(data)
+        try:
+            check_engine(pair, HERE)
+        except EngineError as e:
+            texts.append(str(e))
+    assert len(texts) > 180
+    for text in texts:
+        assert text.isprintable()
+        assert "fastrestore build-engine" in text or "use --backend" in text
+
+
 # Writing.
 
 
@@ -573,16 +692,16 @@ def test_a_new_pair_replaces_the_old_one(pair: Path) -> None:
     assert files(pair) == ["tiny.engine", "tiny.engine.json"]
 
 
+class Crash(BaseException):
+    """As SIGKILL would be: nothing is cleaned up after it but what `finally` does."""
+
+
 @pytest.mark.parametrize("was_there", [True, False])
 @pytest.mark.parametrize("step", range(6))
 def test_a_crash_at_any_step_leaves_a_pair_that_works(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int, was_there: bool
 ) -> None:
     """Steps are the three files, each written and then given its mode."""
-
-    class Crash(BaseException):
-        """As SIGKILL would be: nothing is cleaned up after it but what `finally` does."""
-
     path = tmp_path / "x.engine"
     if was_there:
         write_engine(path, DATA, RECORD)
@@ -622,12 +741,12 @@ def test_two_crashes_in_a_row_leave_the_old_pair(
 
     def write(target: Path, data: bytes) -> None:
         if target == sidecar(pair):
-            raise KeyboardInterrupt
+            raise Crash
         usual(target, data)
 
     monkeypatch.setattr(engine_file, "write_file", write)
     for _ in range(2):
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(Crash):
             write_engine(pair, DATA + b"new", RECORD)
         assert check_engine(pair, HERE).data == DATA
     assert backup(pair).read_bytes() == DATA
@@ -635,10 +754,17 @@ def test_two_crashes_in_a_row_leave_the_old_pair(
     assert "bytes of" in refusal(pair) or "SHA-256" in refusal(pair)
 
 
+@pytest.mark.parametrize(
+    "error", [OutputError("x.engine: the disk is full"), KeyboardInterrupt("the disk is full")]
+)
 @pytest.mark.parametrize("was_there", [True, False])
-@pytest.mark.parametrize("name", ["x.engine", "x.engine.json"])
-def test_a_full_disk_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, was_there: bool
+@pytest.mark.parametrize("name", ["x.engine", "x.engine.json", "x.engine.old"])
+def test_a_full_disk_or_ctrl_c_leaves_what_was_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    was_there: bool,
+    error: BaseException,
 ) -> None:
     path = tmp_path / "x.engine"
     if was_there:
@@ -647,16 +773,40 @@ def test_a_full_disk_leaves_what_was_there(
 
     def write(target: Path, data: bytes) -> None:
         if target.name == name:
-            raise OutputError(f"{target}: the disk is full")
+            raise error
+        usual(target, data)
+
+    monkeypatch.setattr(engine_file, "write_file", write)
+    if name == "x.engine.old" and not was_there:
+        write_engine(path, DATA, RECORD)  # there is nothing to copy
+        return
+    with pytest.raises(type(error), match="disk is full"):
+        write_engine(path, DATA + b"new", RECORD)
+    if was_there:
+        assert path.read_bytes() == check_engine(path, HERE).data == DATA
+        assert files(path) == ["x.engine", "x.engine.json"]
+    else:
+        assert files(path) == []
+
+
+def test_a_full_disk_after_a_crash_leaves_the_old_engine(
+    pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The engine is new already and its sidecar old: the copy is all that is left of the old."""
+    pair.write_bytes(DATA + b"new")
+    backup(pair).write_bytes(DATA)
+    usual = engine_file.write_file
+
+    def write(target: Path, data: bytes) -> None:
+        if target == pair:
+            raise OutputError("the disk is full")
         usual(target, data)
 
     monkeypatch.setattr(engine_file, "write_file", write)
     with pytest.raises(OutputError, match="disk is full"):
-        write_engine(path, DATA + b"new", RECORD)
-    if was_there:
-        assert path.read_bytes() == check_engine(path, HERE).data == DATA
-    else:
-        assert files(path) == []
+        write_engine(pair, DATA + b"newer", RECORD)
+    assert check_engine(pair, HERE).data == DATA
+    assert files(pair) == ["tiny.engine", "tiny.engine.json"]
 
 
 def test_a_verified_record_replaces_its_sidecar(pair: Path) -> None:

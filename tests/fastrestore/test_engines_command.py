@@ -32,7 +32,7 @@ from fastrestore.engine_record import system
 from fastrestore.errors import EngineError, MissingExtraError
 from fastrestore.spec import read_spec
 
-ORIN = DeviceRecord("Orin", "8.7")
+ORIN, L4 = DeviceRecord("Orin", "8.7"), DeviceRecord("L4", "8.9")
 RECORD = EngineRecord(
     product="tensorrt",
     product_version="10.3.0",
@@ -77,11 +77,15 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Make this a machine with these versions and this GPU."""
+    """Make this a machine with these versions and these GPUs."""
 
-    def be(device: DeviceRecord | None, **versions: str) -> None:
+    def be(*devices: DeviceRecord | None, **versions: str) -> None:
         monkeypatch.setattr(engine_here, "product_version", versions.get)
-        monkeypatch.setattr(engine_here, "device", lambda: device)
+        found = [d for d in devices if d is not None]
+        monkeypatch.setattr(
+            engine_here, "device", lambda index=0: dict(enumerate(found)).get(index)
+        )
+        monkeypatch.setattr(engine_here, "devices", lambda: found)
 
     be(None)
     return be
@@ -185,8 +189,8 @@ def test_verify_on_its_device(fr: Call, machine: Machine, monkeypatch: pytest.Mo
     machine(ORIN, tensorrt="10.3.0")
     path, asked = put(), []
 
-    def run(engine: Path, trust: bool) -> dict[str, Any]:
-        asked.append((engine, trust))
+    def run(engine: Path, model: str | None, device: int, trust: bool) -> dict[str, Any]:
+        asked.append((engine, model, device, trust))
         return {"psnr": 58.0, "nan_count": 0}
 
     gate(monkeypatch, run)
@@ -195,9 +199,16 @@ def test_verify_on_its_device(fr: Call, machine: Machine, monkeypatch: pytest.Mo
     assert result.out == f"{path}: verified: psnr 58.0, nan_count 0\n"
     assert json.loads(fr("verify", path.stem, "--json").out) == {"psnr": 58.0, "nan_count": 0}
     assert fr("verify", path.stem, "--trust-engine").code == 0
-    assert asked == [(path, False), (path, False), (path, True)]
+    assert fr("verify", path.stem, "--model", "own.onnx").code == 0
+    assert [a[1:] for a in asked] == [
+        (None, 0, False),
+        (None, 0, False),
+        (None, 0, True),
+        ("own.onnx", 0, False),
+    ]
+    assert {a[0] for a in asked} == {path}
 
-    def fail(engine: Path, trust: bool) -> dict[str, Any]:
+    def fail(engine: Path, *_: Any) -> dict[str, Any]:
         raise EngineError(f"{engine}: 3 samples are no number")
 
     gate(monkeypatch, fail)
@@ -241,7 +252,7 @@ def test_show(fr: Call, tmp_path: Path) -> None:
 def test_show_layers(fr: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     path = put()
     layers = ["conv1 + relu1", {"Name": "conv2"}]
-    runtime: Any = SimpleNamespace(layers=lambda p: layers if p == path else None)
+    runtime: Any = SimpleNamespace(layers=lambda p, device: layers if p == path else None)
     monkeypatch.setitem(sys.modules, "fastrestore.backends.tensorrt", runtime)
     result = fr("show", path.stem, "--layers")
     assert result.out.splitlines()[-2:] == [
@@ -340,18 +351,51 @@ def test_versions_are_read_without_importing(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_device_is_asked_of_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent() -> None:
+    def absent(*_: int) -> None:
         raise MissingExtraError("neither cuda-bindings nor pycuda is installed")
 
-    def broken() -> None:
+    def broken(*_: int) -> None:
         raise EngineError("cuda-bindings is broken; reinstall it")
 
-    monkeypatch.setattr(engine_here, "find_device", lambda: SimpleNamespace(name="Orin", sm="8.7"))
-    assert engine_here.device() == ORIN
-    monkeypatch.setattr(engine_here, "find_device", lambda: None)
-    assert engine_here.device() is None
-    monkeypatch.setattr(engine_here, "find_device", absent)
-    assert engine_here.device() is None
-    monkeypatch.setattr(engine_here, "find_device", broken)
-    with pytest.raises(EngineError, match="is broken"):
-        engine_here.device()
+    def drive(open_driver: Callable[[], Any]) -> None:
+        for module in (sys.modules["fastrestore.cuda"], engine_here):
+            monkeypatch.setattr(module, "open_driver", open_driver)
+
+    two = [L4, ORIN]
+    drive(lambda: SimpleNamespace(count=lambda: len(two), describe=two.__getitem__))
+    assert (engine_here.device(), engine_here.device(1)) == (L4, ORIN)
+    assert engine_here.devices() == [L4, ORIN]
+    with pytest.raises(EngineError, match="device 2: devices 0 to 1 are visible here"):
+        engine_here.device(2)
+    two.clear()
+    assert (engine_here.device(1), engine_here.devices()) == (None, [])
+    drive(absent)
+    assert (engine_here.device(), engine_here.devices()) == (None, [])
+    drive(broken)
+    for ask in (engine_here.device, engine_here.devices):
+        with pytest.raises(EngineError, match="is broken"):
+            ask()
+
+
+def test_an_engine_of_a_second_gpu_is_of_use(
+    fr: Call, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine(L4, ORIN, tensorrt="10.3.0")
+    path = put(verification=None)
+    assert fr("list").out.rstrip().endswith("  yes: on device 1")
+    assert "0 of 1 engines" in fr("prune").err
+    asked: list[Any] = []
+    gate(monkeypatch, lambda *given: asked.append(given) or {"psnr": 58.0})
+    result = fr("verify", path.stem)
+    assert (result.code, asked) == (4, [])
+    assert "was built for Orin (8.7), this is L4 (8.9)" in result.err
+    assert fr("verify", path.stem, "--device", "1").code == 0
+    assert asked == [(path, None, 1, False)]
+    path.write_bytes(DATA[:-1])
+    machine(L4, ORIN, tensorrt="10.16.1")
+    sound = put(verification=None, precision="fp32")
+    result = fr("verify", sound.stem, "--device", "1")
+    assert "here runs 10.16.1; build it again from its .onnx: " in result.err
+    assert "--device 1`" in result.err  # the engine is to be of that GPU again
+    (row, _) = json.loads(fr("list", "--json").out)["engines"]
+    assert (row["fits"], row["device"]) == (False, 0)

@@ -30,6 +30,7 @@ from fastrestore.backend import (
 )
 from fastrestore.backends import engine_choice
 from fastrestore.backends import tensorrt as module
+from fastrestore.backends.engine_load import log_of
 from fastrestore.backends.rtx_cache import cache_file
 from fastrestore.backends.tensorrt import TensorRtBackend, layers
 from fastrestore.cuda import Device
@@ -377,6 +378,45 @@ def test_what_a_frame_does(place: Path, driver: Any) -> None:
     up = ["upload"] * 4
     down = ["download", "record", "download", "synchronize_event", "synchronize"]
     assert driver.log == ["push", *up, "launch", *down, "pop"]
+
+
+class Marks:
+    """Writes into the driver's log what is marked."""
+
+    def __init__(self, driver: Any) -> None:
+        self.driver = driver
+
+    def mark(self, stream: int) -> None:
+        assert self.driver.live[stream] == "stream"
+        self.driver.log.append("mark")
+
+    def read(self) -> None:
+        assert self.driver.stack, "no context is current"
+        self.driver.log.append("read")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_is_timed_goes_one_step_after_the_other(
+    place: Path, driver: Any, mapped: bool
+) -> None:
+    backend = opened(write(place), driver, mapped=mapped)
+    given = batch()
+    for _ in range(2):
+        backend.run(*given)
+    driver.log = []
+    backend.timed((1, 32, 48), Marks(driver))
+    up, down = ([], []) if mapped else (["upload"] * 4, ["download"] * 2)
+    steps = ["mark", *up, "mark", "launch", "mark", *down, "mark", "synchronize", "read"]
+    assert driver.log == ["push", *steps, "pop"]
+    assert same(backend.run(*given), wanted(*given))
+    (record,) = backend.records
+    assert record is not None
+    assert (record.precision, len(record.engine_sha256)) == ("fp16", 64)
+    with pytest.raises(EngineError, match="its engines take frames of"):
+        backend.timed((1, 16, 16), Marks(driver))
+    backend.close()
+    with pytest.raises(EngineError, match="the backend is closed"):
+        backend.timed((1, 32, 48), Marks(driver))
 
 
 def test_on_shared_memory_nothing_is_copied(place: Path, driver: Any) -> None:
@@ -747,6 +787,18 @@ def test_other_sizes_name_those_there_are_and_the_command(place: Path, driver: A
     )
     one_line_of(words, lambda: backend.run(*blank_batch((1, 64, 96))))
     one_line_of("--for 48x32 --batch 2`$", lambda: backend.run(*blank_batch((2, 32, 48))))
+
+
+def test_other_sizes_of_a_model_of_ones_own_name_its_file(place: Path, driver: Any) -> None:
+    """The shipped model of the same name is another one."""
+    own = replace(RECORD, model=replace(MODEL, sha256="a" * 64))
+    for model, told in (("my own.onnx", "'my own.onnx'"), (None, "FILE.onnx")):
+        backend = TensorRtBackend(
+            write(place, record=own), SPEC, "a" * 64, model=model, driver=driver
+        )
+        words = rf"`fastrestore build-engine {told} --target tensorrt --for 96x64`$"
+        one_line_of(words, lambda backend=backend: backend.run(*blank_batch((1, 64, 96))))
+        backend.close()
 
 
 def test_arrays_that_are_not_the_protocols_are_refused(place: Path, driver: Any) -> None:
@@ -1155,6 +1207,42 @@ def test_without_an_engine_the_command_is_named(
     assert driver.live == {}
 
 
+@pytest.mark.usefixtures("nothing_native")
+def test_what_can_be_built_here_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only TensorRT-RTX is installed, and TensorRT is asked for; and the other way round."""
+    for name, other, title, there in (
+        ("tensorrt", "rtx", "TensorRT", "TensorRT-RTX"),
+        ("rtx", "tensorrt", "TensorRT-RTX", "TensorRT"),
+    ):
+        product = engine_choice.PRODUCTS[other]
+        monkeypatch.setattr(engine_choice, "is_installed", lambda p, product=product: p == product)
+        words = (
+            f"^{title} is not installed here, {there} is; `fastrestore build-engine nano --target "
+            f"{other}`, then use --backend {other}$"
+        )
+        refusal(MissingExtraError, words, lambda name=name: open_backend("nano", name))
+    built(tmp_path)
+    words = "^TensorRT-RTX is not installed here, TensorRT is; use --backend tensorrt$"
+    refusal(MissingExtraError, words, lambda: open_backend("nano", "rtx"))
+    monkeypatch.setattr(engine_choice, "is_installed", lambda p: False)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    words = r"^tensorrt is not installed: pip install 'fastrestore\[tensorrt\]'"
+    refusal(MissingExtraError, words, lambda: open_backend("nano", "tensorrt"))
+
+
+def test_whether_a_product_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_here, "product_version", lambda _: None)
+    assert engine_here.is_installed("tensorrt")  # pip may not know of it
+    monkeypatch.delitem(sys.modules, "tensorrt")
+    found = {"tensorrt": object()}
+    monkeypatch.setattr(importlib.util, "find_spec", found.get)
+    assert engine_here.is_installed("tensorrt")
+    found.clear()
+    assert not engine_here.is_installed("tensorrt")
+    monkeypatch.setattr(engine_here, "product_version", {"tensorrt": "10.3.0"}.get)
+    assert engine_here.is_installed("tensorrt")
+
+
 def test_an_engine_file_can_be_named(place: Path, driver: Any) -> None:
     write(place)
     for name in ("auto", "tensorrt"):
@@ -1303,7 +1391,7 @@ def test_the_real_rtx_refuses_in_one_line(
     if has_cuda_device():
         pytest.skip("there is a CUDA device: it may well load")
     graph = inline(to_fp16(onnx.load_model_from_string(ONNX)))
-    log = real.Logger(real.Logger.ERROR)
+    log = log_of(real).sink  # it would warn of a second logger
     builder = real.Builder(log)
     network = builder.create_network(0)
     parser = real.OnnxParser(network, log)

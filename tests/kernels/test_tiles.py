@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +227,25 @@ def test_a_folder_that_is_not_there_is_said_before_measuring(
     monkeypatch.setattr(tune, "tune", lambda *_: pytest.fail("measured"))
     assert tune.main(["--output", str(tmp_path / "no" / "x.json")]) == 5
     assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("absent", ["torch", "triton"])
+@pytest.mark.parametrize(
+    "command", [["-m", "fastrestore.kernels.tune"], ["benchmarks/bench_kernels.py"]]
+)
+def test_without_torch_or_triton_it_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, absent: str, command: list[str]
+) -> None:
+    for name in ("torch", "triton"):
+        text = f"raise ModuleNotFoundError(name={name!r})" if name == absent else "Tensor = 0"
+        (tmp_path / f"{name}.py").write_text(text)
+    root = Path(__file__).resolve().parents[2]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(root)]))
+    done = subprocess.run(
+        [sys.executable, *command], cwd=root, capture_output=True, text=True, check=False
+    )
+    told = f"{absent} is not installed: pip install 'fastrestore[kernels]'\n"
+    assert (done.returncode, done.stdout, done.stderr) == (4, "", told)
 
 
 def test_the_interpreter_is_not_timed(
