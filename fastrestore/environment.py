@@ -18,6 +18,7 @@ from typing import Any
 from fastrestore._version import __version__
 
 PROC = Path("/proc")
+SYS = Path("/sys")
 CGROUP = Path("/sys/fs/cgroup")
 PACKAGES = (
     "numpy",
@@ -26,12 +27,15 @@ PACKAGES = (
     "openvino",
     "torch",
     "triton",
+    "tensorrt",
+    "tensorrt-rtx",
     "av",
     "pillow",
     "opencv-python-headless",
     "opencv-python",
     "opencv-contrib-python-headless",
     "opencv-contrib-python",
+    "scikit-image",
 )
 _UNLIMITED_BYTES = 1 << 60  # cgroup v1 writes "no limit" as a huge number
 
@@ -44,8 +48,9 @@ def describe() -> dict[str, Any]:
     Returns:
         `version`, `commit` (None outside a checkout; local changes are not seen), `python`, `os`,
         `machine`, `cpu`, `logical_cores`, `usable_cores`, `load_average` (1, 5, 15 minutes),
-        `memory_mb` (total, available, limit, swap_used), `packages` (name to version or None) and
-        `warnings`: sentences on what makes a figure from here doubtful.
+        `memory_mb` (total, available, limit, swap_used), `clocks_mhz` (now, max, governor),
+        `temperatures_c`, `is_virtual`, `packages` (name to version or None) and `warnings`:
+        sentences on what makes a figure from here doubtful.
     """
     cores = usable_cores()
     load = load_average()
@@ -62,6 +67,9 @@ def describe() -> dict[str, Any]:
         "usable_cores": cores,
         "load_average": load,
         "memory_mb": memory,
+        "clocks_mhz": clocks_mhz(),
+        "temperatures_c": temperatures_c(),
+        "is_virtual": is_virtual(),
         "packages": packages,
         "warnings": list(_warnings(cores, load, memory, packages)),
     }
@@ -205,6 +213,54 @@ def cpu_model(proc: Path = PROC) -> str:
             if key == wanted and value:
                 return value
     return platform.processor() or platform.machine() or sys.platform
+
+
+def clocks_mhz(sys_: Path = SYS, proc: Path = PROC) -> dict[str, Any]:
+    """Return `now` and `max` (of the slowest and the fastest core, in MHz) and the `governor`.
+
+    Args:
+        sys_: Where the kernel's device files are.
+        proc: Where its process files are; they name a clock where the others do not.
+    """
+    folders = sorted((sys_ / "devices/system/cpu").glob("cpu[0-9]*/cpufreq"))
+    now = _khz(folders, "scaling_cur_freq")
+    if not now:
+        lines = (line.partition(":") for line in (_read(proc / "cpuinfo") or "").splitlines())
+        texts = [value.strip() for name, _, value in lines if name.strip() == "cpu MHz"]
+        now = [float(t) for t in texts if t.replace(".", "", 1).isdigit()]
+    most = _khz(folders, "cpuinfo_max_freq")
+    governors = {(_read(f / "scaling_governor") or "").strip() for f in folders} - {""}
+    return {
+        "now": [min(now), max(now)] if now else None,
+        "max": [min(most), max(most)] if most else None,
+        "governor": ", ".join(sorted(governors)) or None,
+    }
+
+
+def _khz(folders: Iterable[Path], name: str) -> list[float]:
+    found = (_read_int(folder / name) for folder in folders)
+    return [round(khz / 1e3, 1) for khz in found if khz]
+
+
+def temperatures_c(sys_: Path = SYS) -> dict[str, float]:
+    """Return the temperature of every thermal zone that tells one.
+
+    Args:
+        sys_: Where the kernel's device files are.
+    """
+    found = {}
+    for folder in sorted((sys_ / "class/thermal").glob("thermal_zone*")):
+        name, thousandths = (_read(folder / "type") or "").strip(), _read_int(folder / "temp")
+        if name and thousandths is not None and thousandths > -200_000:  # -256 C: switched off
+            found[name] = thousandths / 1e3
+    return found
+
+
+def is_virtual(proc: Path = PROC) -> bool:
+    """Return whether this is a virtual machine: others on the host take time unseen."""
+    lines = (_read(proc / "cpuinfo") or "").splitlines()
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return "hypervisor" in flags.split()
 
 
 def commit(root: Path) -> str | None:

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -32,6 +32,9 @@ from fastrestore.kernels.pull_push import pull_push
 from fastrestore.kernels.unpack import unpack
 from fastrestore.kernels.weights import read_weights
 from fastrestore.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from fastrestore.bench.device_time import Marks
 
 KEPT_SHAPES = 4
 CHANNELS = {"frame": 3, "mask": 1, "state": 4}
@@ -98,6 +101,22 @@ class Slot:
         next_state: U8 = self._arrays["state_out"].copy()  # while the network runs
         picture_is_there()
         return self._arrays["restored"].copy(), next_state
+
+    def timed(self, marks: Marks, past: bool) -> None:
+        """Run again what is in the buffers, all on one stream, with marks between the steps."""
+        (base, picture), x, stream = self._stages[past], self._inputs, self._machine.stream()
+        marks.mark(stream)
+        for name in x if past else x.keys() - {"state"}:
+            self._machine.upload(self._host[name], x[name])
+        marks.mark(stream)
+        packed, after = base(x["frame"], x["mask"], x["state"], x["sigma"])
+        (restored,) = picture(packed, x["frame"], x["mask"])
+        marks.mark(stream)
+        for name, result in (("state_out", after), ("restored", restored)):
+            self._host[name].copy_(result, non_blocking=True)
+        marks.mark(stream)
+        self._machine.download(x["sigma"], self._host["sigma"])()  # waits for all before it
+        marks.read()
 
 
 def _base(
@@ -172,6 +191,16 @@ class TritonBackend:
         with self._one_at_a_time, self._failures(f"at {w}x{h} px, batch of {n}"):
             restored, after = self._slot((n, h, w)).run(frame, mask, past, sigma)
         return restored, after if self._has_state else np.zeros_like(state)
+
+    def timed(self, shape: Shape, marks: Marks) -> None:
+        """Run once more what `run` ran last at this shape, with marks.
+
+        Raises:
+            ModelError: As `run` does.
+        """
+        n, h, w = shape
+        with self._one_at_a_time, self._failures(f"at {w}x{h} px, batch of {n}"):
+            self._slot(shape).timed(marks, self._has_state)
 
     def warm_up(self, shape: Shape) -> None:
         """See `Backend.warm_up`; captures the graphs with and without a past."""

@@ -39,6 +39,9 @@ class Machine(Protocol):
     def capture(self, compute: Compute, *inputs: Tensor) -> Compute:
         """Return what repeats `compute` on the same inputs; its results are the same tensors."""
 
+    def stream(self) -> int:
+        """Return the handle of the stream that computes."""
+
     def free(self) -> None:
         """Give memory back that nothing uses."""
 
@@ -71,6 +74,10 @@ class Cpu:
     def capture(self, compute: Compute, *inputs: Tensor) -> Compute:
         """See `Machine`."""
         return compute
+
+    def stream(self) -> int:
+        """See `Machine`."""
+        return 0
 
     def free(self) -> None:
         """See `Machine`."""
@@ -134,6 +141,10 @@ class Cuda:
             return results
 
         return replay
+
+    def stream(self) -> int:
+        """See `Machine`."""
+        return int(self._stream.cuda_stream)
 
     def free(self) -> None:
         """See `Machine`."""

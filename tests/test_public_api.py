@@ -51,6 +51,7 @@ RESTORER = {
 KEYWORD_ONLY = {*RESTORER["__init__"], "sigma", "grow_px"} - {"model"}
 COMMANDS = [
     "restore",
+    "live",
     "demo",
     "degrade",
     "models",

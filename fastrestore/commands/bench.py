@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import json
+import sys
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from fastrestore.atomic import write_file
+from fastrestore.atomic import label, write_file
+from fastrestore.bench.plan import LEVELS, SCENARIOS, TASKS, Plan
 from fastrestore.commands.options import device_option
 from fastrestore.errors import InputError, OutputError
 
-if TYPE_CHECKING:
-    from fastrestore.bench import Run
-
 
 @click.command("bench")
-@click.option("--model", "models", multiple=True, default=("tiny",), show_default=True)
+@click.option(
+    "--model", "models", multiple=True, default=("tiny",), show_default=True, metavar="NAME|FILE"
+)
 @click.option(
     "--backend",
     "backends",
@@ -28,156 +30,247 @@ if TYPE_CHECKING:
 )
 @click.option("--threads", type=click.IntRange(1, 256), help="CPU threads.  [all usable]")
 @device_option
-@click.option("--size", default="512x512", show_default=True, metavar="WxH", help="Of the picture.")
-@click.option("--hole", type=click.FloatRange(0, 0.9), default=0.05, show_default=True)
+@click.option(
+    "--level",
+    "levels",
+    multiple=True,
+    type=click.Choice(LEVELS),
+    default=LEVELS,
+    show_default=True,
+    help="engine: the model alone (device time on a GPU); host: a picture from memory to memory; "
+    "pipeline: a clip from file to file.",
+)
+@click.option(
+    "--size",
+    "sizes",
+    multiple=True,
+    default=("512x512",),
+    show_default=True,
+    metavar="WxH",
+    help="Of pictures; several times for several.",
+)
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(1, 1024),
+    default=(1,),
+    show_default=True,
+    help="Pictures in one call, at level engine.",
+)
+@click.option(
+    "--task",
+    "tasks",
+    multiple=True,
+    type=click.Choice(TASKS),
+    default=TASKS,
+    show_default=True,
+    help="At level host: fill a hole, or clean the whole picture of noise.",
+)
+@click.option(
+    "--hole",
+    type=click.FloatRange(0, 0.9, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of the picture, one square in its middle.",
+)
+@click.option(
+    "--scenario",
+    "scenarios",
+    multiple=True,
+    type=click.Choice(SCENARIOS),
+    default=("single-stream",),
+    show_default=True,
+    help="At level host, as MLPerf names them: judged by p90, p99, pictures a second.",
+)
+@click.option(
+    "--streams",
+    type=click.IntRange(0, 256),
+    default=0,
+    help="Pictures at the same time, each on a model of its own.  [multi-stream 8, offline 1]",
+)
+@click.option("--clip", metavar="FILE", help="For level pipeline.  [a noisy clip is made]")
 @click.option("--video-size", default="1280x720", show_default=True, metavar="WxH")
-@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True)
+@click.option(
+    "--frames", type=click.IntRange(0), default=0, help="Of a clip.  [as many as go in --seconds]"
+)
+@click.option(
+    "--rival",
+    "rivals",
+    multiple=True,
+    metavar="NAME|FILE.onnx",
+    help="Timed beside ours at level host: telea, navier-stokes, biharmonic (fill), nlm, bilateral "
+    "(denoise), or an ONNX file.",
+)
+@click.option(
+    "--adapter",
+    "adapters",
+    multiple=True,
+    metavar="NAME|FILE.json",
+    help="How the ONNX files are called: lama, migan, or JSON with inputs (name: image, mask, "
+    "mask+image), output, layout, image_range, mask_values, hole_value, output_range, size, "
+    "multiple.",
+)
+@click.option(
+    "--rival-provider", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True
+)
+@click.option(
+    "--seconds", type=click.FloatRange(0.01), default=3.0, show_default=True, help="For each line."
+)
+@click.option(
+    "--rounds", type=click.IntRange(1, 1000), default=10, show_default=True, help="Turns of each."
+)
 @click.option("--output", metavar="FILE", help="Write the full report as JSON.")
 @click.option("--json", "as_json", is_flag=True, help="The full report on stdout.")
+@click.option("--csv", "csv_file", metavar="FILE", help="Write the table as CSV.")
+@click.option("--plot", metavar="FILE.svg|png", help="Draw distributions and courses.")
+@click.option(
+    "--from",
+    "source",
+    metavar="REPORT",
+    help="Show a report again, or what --level, --size and --task name of it; nothing is run.",
+)
 @click.option("--compare", nargs=2, metavar="A B", help="Compare two reports; nothing is run.")
-def command(
-    models: tuple[str, ...],
-    backends: tuple[str, ...],
-    threads: int | None,
-    device: int,
-    size: str,
-    hole: float,
-    video_size: str,
-    seconds: float,
-    output: str | None,
-    as_json: bool,
-    compare: tuple[str, str] | None,
-) -> None:
-    """Measure latency on this machine, after a warm-up.
-
-    Three levels: `backend` is the model alone on a whole picture, `host` one picture with a hole
-    in one place from memory to memory, `frames` a noisy video's frames in order.
+@click.option(
+    "--check",
+    metavar="REPORT",
+    help="Run what a report ran, with its options; ends with 1 if something is slower now, with 3 "
+    "on another machine or with another model.",
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0),
+    default=0.1,
+    show_default=True,
+    help="Of --check: p50 may be slower by this share.",
+)
+@click.option("--busy-ok", is_flag=True, help="Compare and check although the machine was busy.")
+@click.pass_context
+def command(ctx: click.Context, /, **given: Any) -> int:
+    """Measure latency and throughput on this machine, everything in turn, after a warm-up.
 
     \b
     fastrestore bench
     fastrestore bench --model nano --backend ort --output ort.json
+    fastrestore bench --level host --size 512x512 --rival telea --rival lama.onnx --adapter lama
+    fastrestore bench --from ort.json --plot ort.svg
     fastrestore bench --compare ort.json openvino.json
+    fastrestore bench --check ort.json --tolerance 0.1
     """
-    from fastrestore.bench import Percentiles, Report
-    from fastrestore.environment import describe
+    from fastrestore.bench.table import comparison
 
-    if compare:
-        _compare(*compare)
-        return
-    if output and not Path(output).absolute().parent.is_dir():
-        raise OutputError(f"{output}: its folder does not exist; make the folder first")
-    picture, frame = _size(size), _size(video_size)
-    env = describe()
-    runs: list[Run] = []
-    for backend in backends or _usable(models, device):
-        for model in models:
-            runs += _measure(model, backend, threads, device, picture, hole, frame, seconds)
-    report = Report({**env, "threads": threads}, runs)
-    if output:
-        write_file(output, report.to_json().encode())
-    if as_json:
-        click.echo(report.to_json(), nl=False)
-        return
-    for run in runs:
-        p = Percentiles.of(run.samples.wall_ms)
-        cpu = Percentiles.of(run.samples.cpu_ms)
-        h, w = run.shape[-3:-1]
-        click.echo(
-            f"{run.labels.backend:8} {run.labels.model:5} {run.level:7} {w}x{h}: "
-            f"p50 {p.p50:.1f} p90 {p.p90:.1f} p99 {p.p99:.1f} ms (n {p.n}, cpu {cpu.p50:.1f} ms)"
-            + (f", {run.fps:.1f}/s" if run.fps else "")
-        )
-    for warning in report.to_dict()["warnings"]:
+    if given["compare"]:
+        click.echo(comparison(_compared(given["compare"], given["busy_ok"])), nl=False)
+        return 0
+    plot = _check_targets(given)
+    if given["source"]:
+        from fastrestore.bench.record import read_report
+
+        _show(_part(read_report(given["source"]), _named(ctx, given)), given, plot)
+        return 0
+    if given["check"]:
+        return _check(_named(ctx, given), given, plot)
+    plan = Plan(**{f.name: given[f.name] for f in fields(Plan)})
+    _show(_measured(plan), given, plot)
+    return 0
+
+
+def _named(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a plan that were given, not left as they are."""
+    names = (f.name for f in fields(Plan))
+    default = ParameterSource.DEFAULT
+    return {n: given[n] for n in names if ctx.get_parameter_source(n) is not default}
+
+
+def _part(report: dict[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the runs of a report that have the levels, sizes and tasks named.
+
+    Raises:
+        InputError: There are none.
+    """
+
+    def is_wanted(run: Mapping[str, Any]) -> bool:
+        *_, height, width, _ = run["shape"]
+        has = {"levels": run["level"], "sizes": f"{width}x{height}", "tasks": run["task"]}
+        return all(v in named[k] for k, v in has.items() if k in named)
+
+    runs = [run for run in report["runs"] if is_wanted(run)]
+    if not runs:
+        raise InputError("--from: the report has none of these; leave --level, --size, --task away")
+    return {**report, "runs": runs}
+
+
+def _measured(plan: Plan) -> dict[str, Any]:
+    from fastrestore.bench.session import run_plan
+
+    shown = sys.stderr.isatty()
+    return run_plan(plan, lambda line: click.echo(f"... {line}", err=True) if shown else None)
+
+
+def _show(report: Mapping[str, Any], given: Mapping[str, Any], plot: str | None) -> None:
+    """Print the report and write its files."""
+    from fastrestore.bench.record import to_json
+    from fastrestore.bench.table import sheet, text
+
+    if given["output"]:
+        write_file(given["output"], to_json(report).encode())
+    if given["csv_file"]:
+        write_file(given["csv_file"], sheet(report).encode())
+    if plot is not None:
+        from fastrestore.bench.plot import draw
+
+        write_file(given["plot"], draw(report, plot))
+    click.echo(to_json(report) if given["as_json"] else text(report), nl=False)
+    for note in report["notes"]:
+        click.echo(note, err=True)
+    for warning in report["warnings"]:
         click.echo(f"warning: {warning}", err=True)
 
 
-def _size(text: str) -> tuple[int, int]:
-    try:
-        w, h = (int(v) for v in text.lower().split("x"))
-    except ValueError:
-        raise InputError(f"size {text}: write it as WIDTHxHEIGHT, for example 512x512") from None
-    if min(w, h) < 16 or w * h > 2**26:
-        raise InputError(f"size {text}: must be from 16x16 to 64 megapixels")
-    return h, w
+def _check_targets(given: Mapping[str, Any]) -> str | None:
+    """Refuse what cannot be written before anything is measured; return the plot's format."""
+    for name in ("output", "csv_file", "plot"):
+        path = given[name]
+        if path and not Path(path).absolute().parent.is_dir():
+            raise OutputError(f"{label(path)}: its folder does not exist; make the folder first")
+    if not given["plot"]:
+        return None
+    from fastrestore.bench.plot import check_format
+
+    return check_format(given["plot"])
 
 
-def _usable(models: tuple[str, ...], device: int) -> list[str]:
-    """Return the backends that are installed and have their device, or an engine of each model."""
-    from importlib.util import find_spec
+def _compared(paths: tuple[str, str], busy_ok: bool) -> list[Any]:
+    from fastrestore.bench.compare import compare
+    from fastrestore.bench.record import read_report
 
-    from fastrestore.backends.engine_choice import with_engines
-    from fastrestore.environment import has_cuda_device
-
-    names = ["ort"]
-    if find_spec("openvino"):
-        names.append("openvino")
-    names += with_engines(models, device)
-    if find_spec("torch") and find_spec("triton") and has_cuda_device():
-        names.append("triton")
-    return names
+    a, b = (read_report(path) for path in paths)
+    return compare(a, b, (label(paths[0]), label(paths[1])), busy_ok=busy_ok)
 
 
-def _measure(
-    model: str,
-    backend: str,
-    threads: int | None,
-    device: int,
-    picture: tuple[int, int],
-    hole: float,
-    frame: tuple[int, int],
-    seconds: float,
-) -> list[Run]:
-    import numpy as np
+def _check(chosen: Mapping[str, Any], given: Mapping[str, Any], plot: str | None) -> int:
+    """Measure what the baseline measured, but for options given now; return the exit code."""
+    from fastrestore.bench.compare import compare, refuse_others, too_slow
+    from fastrestore.bench.record import key, read_report
+    from fastrestore.bench.table import comparison
 
-    from fastrestore.backend import frames_of, open_backend
-    from fastrestore.bench import Labels, bench_backend, bench_frames, bench_host, time_calls
-    from fastrestore.degrade import add_noise
-    from fastrestore.demo import sample_folder
-    from fastrestore.images import read_picture
-    from fastrestore.restore import Restorer
-    from fastrestore.windows import fitting
-
-    timer = functools.partial(time_calls, min_s=seconds)
-    still = read_picture(sample_folder() / "vegetables.webp").rgb
-
-    def fit(size: tuple[int, int]) -> Any:
-        reps = [-(-s // t) for s, t in zip(size, still.shape, strict=False)]
-        return np.ascontiguousarray(np.tile(still, (*reps, 1))[: size[0], : size[1]])
-
-    runner = open_backend(model, backend, threads, device=device)
-    m, fixed = runner.spec.multiple, frames_of(runner)
-    h, w = (-(-s // m) * m for s in picture)
-    if fixed is not None:  # an engine's own size, where it does not take this one
-        h, w = fitting(h, w, fixed, m) or fixed[0][1][1:]
-    precision = getattr(runner, "precision", "fp16" if backend == "triton" else "fp32")
-    whole = bench_backend(runner, (1, h, w), precision=precision, timer=timer)
-    runner.close()
-    with Restorer(model, backend=backend, threads=threads, device=device) as restorer:
-        labels = Labels(restorer.backend, restorer.spec.name, precision)
-        image = fit(picture)
-        mask = np.zeros(picture, np.uint8)
-        side = round((hole * picture[0] * picture[1]) ** 0.5)
-        y, x = ((s - side) // 2 for s in picture)
-        mask[y : y + side, x : x + side] = 1
-        host = bench_host(restorer, image, mask, labels, timer=timer)
-        rng = np.random.default_rng(0)
-        noisy = [add_noise(fit(frame), 15, rng) for _ in range(4)]
-        n = 5 + max(10, int(seconds * host.fps)) if host.fps else 15
-        video = (noisy[i % 4] for i in range(min(n, 60)))
-        frames = bench_frames(lambda it: restorer.video(it), video, labels)
-    return [whole, host, frames]
-
-
-def _compare(a: str, b: str) -> None:
-    from fastrestore.bench import compare
-
-    reports = []
-    for name in (a, b):
-        try:
-            reports.append(json.loads(Path(name).read_text(encoding="utf-8")))
-        except (OSError, ValueError) as e:
-            raise InputError(f"{name}: not a report of `fastrestore bench --output` ({e})") from e
-    for row in compare(reports[0], reports[1]):
-        a, b = ("-" if p is None else f"{p:.1f}" for p in (row.p50_a_ms, row.p50_b_ms))
-        by = "" if row.ratio is None else f" x{row.ratio:.2f} ({row.low:.2f} to {row.high:.2f})"
-        click.echo(f"{row.run}: {row.verdict}, p50 {a} -> {b} ms{by}")
+    name = label(given["check"])
+    baseline = read_report(given["check"])
+    report = _measured(replace(Plan.from_dict(baseline["options"], name), **chosen))
+    _show(report, given, plot)
+    if chosen:  # it may be a part of what the baseline has
+        here = {key(run) for run in report["runs"]}
+        baseline = {**baseline, "runs": [r for r in baseline["runs"] if key(r) in here]}
+        if not baseline["runs"]:
+            raise InputError(f"{name}: has none of these runs; leave {', '.join(chosen)} away")
+    refuse_others(baseline, report, name)
+    rows = compare(baseline, report, (name, "this run"), busy_ok=given["busy_ok"])
+    click.echo("\n" + comparison(rows), nl=False, err=given["as_json"])
+    slower = too_slow(rows, given["tolerance"])
+    for row, ratio, low in slower:
+        click.echo(
+            f"{row.run}: slower by {ratio - 1:.0%}, at least by {low - 1:.0%}; "
+            f"{given['tolerance']:.0%} is allowed",
+            err=True,
+        )
+    return 1 if slower else 0

@@ -254,6 +254,31 @@ def test_what_a_run_does(device: Device) -> None:
     ]
 
 
+class Marks:
+    """Writes into the device's log what is marked."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def mark(self, stream: int) -> None:
+        self.log.append("mark")
+
+    def read(self) -> None:
+        self.log.append("read")
+
+
+def test_what_is_timed_goes_one_step_after_the_other(device: Device) -> None:
+    backend, given = open_triton(), batch(1, 16, 16)
+    for _ in range(2):
+        wanted = backend.run(*given)
+    device.log.clear()
+    backend.timed((1, 16, 16), Marks(device.log))
+    up = ["upload"] * 4
+    steps = ["mark", *up, "mark", "replay", "replay", "mark", "mark", "download", "read"]
+    assert device.log == steps
+    assert levels(backend.run(*given), wanted) == (0, 0)
+
+
 def test_an_empty_state_is_never_sent(device: Device) -> None:
     backend = open_triton()
     frame, mask, state, sigma = batch(1, 16, 16, past=False)
