@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -26,6 +27,10 @@ class Detector:
     """Finds damage with one loaded model, on the CPU.
 
     Calls from several threads are allowed: a session has no state of its own.
+
+    Attributes:
+        spec: What the model says about itself.
+        sha256: Of its file.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Detector:
                 "--detector FILE"
             )
         data, self.spec = read_model(model, "detector")
+        self.sha256 = hashlib.sha256(data).hexdigest()
         self._session: Any = open_session(data, self.spec.name, threads)
         self._limit_px = limit_px
         ends = self._session.get_inputs(), self._session.get_outputs()
