@@ -33,6 +33,12 @@ class EngineError(FastRestoreError):
     exit_code = 4
 
 
+class EncoderError(FastRestoreError):
+    """A video encoder is absent or does not work on this machine."""
+
+    exit_code = 4
+
+
 class MissingExtraError(FastRestoreError, ImportError):
     """An optional dependency is needed and absent."""
 

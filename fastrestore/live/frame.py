@@ -7,14 +7,19 @@ from fractions import Fraction
 from typing import Protocol
 
 from fastrestore.arrays import U8
-from fastrestore.errors import InputError
+from fastrestore.errors import InputError, OutputError
 
 
 class SourceLostError(InputError):
-    """A source that had worked is gone: the network broke, the camera was unplugged.
+    """A source is not there now: the network broke or refused, the camera is not plugged in.
 
     It may come back, so that whoever reads may open it again; any other InputError is final.
+    Opening raises it too: that a camera starts up again looks like that.
     """
+
+
+class ReaderGoneError(OutputError):
+    """Nobody reads the sink any more: a viewer was closed. For a live run that is a normal end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +46,14 @@ class Source(Protocol):
         name: For messages: the path, the address, `stdin`.
         live: The world does not wait (camera, network): the newest frame wins. False: every frame
             is kept, and reading waits for nobody.
-        rate: Nominal frames per second; None = unknown.
+        rate: Nominal frames per second; None = unknown, or (pipe) not before the first frame.
+        notes: What the user should know, one sentence each; grows while frames are read.
     """
 
     name: str
     live: bool
     rate: Fraction | None
+    notes: list[str]
 
     def read(self) -> LiveFrame | None:
         """Wait for the next frame; None = the end.
@@ -61,13 +68,15 @@ class Source(Protocol):
 
 
 class Sink(Protocol):
-    """Where restored frames go. Used by one thread.
+    """Where restored frames go. Used by one thread, but for `abandon`.
 
     Attributes:
         name: For messages.
+        notes: What the user should know, one sentence each; grows while frames are written.
     """
 
     name: str
+    notes: list[str]
 
     def write(self, frame: LiveFrame) -> None:
         """Take the next frame; the first one opens the sink, and fixes the size.
@@ -80,4 +89,7 @@ class Sink(Protocol):
         """Complete the file or flush the pipe; raises OutputError as `write` does."""
 
     def abandon(self) -> None:
-        """Let go after an error; nothing that is not whole is left under the final name."""
+        """Let go after an error, from any thread: a `write` that waits raises OutputError.
+
+        Nothing that is not whole is left under the final name. Twice is once.
+        """
