@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import sys
 from pathlib import Path
 
 from fastrestore.errors import OutputError
@@ -26,6 +27,18 @@ def label(path: str | os.PathLike[str]) -> str:
     """Return a path for a one-line message: quoted where it holds line breaks or the like."""
     text = os.fspath(path)
     return text if text.isprintable() else repr(text)
+
+
+def sync(path: str | os.PathLike[str]) -> None:
+    """Wait until a file, or what a folder says of its files, is on disk."""
+    is_folder = os.path.isdir(path)
+    if is_folder and sys.platform == "win32":
+        return  # folders cannot be opened there
+    fd = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:

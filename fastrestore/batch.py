@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.clip import Progress, restore_clip
 from fastrestore.detect import THRESHOLD, Detector, check_threshold
+from fastrestore.encoders import AUTO, OUTPUT_SUFFIXES
 from fastrestore.errors import FastRestoreError, InputError, OutputError
+from fastrestore.found_masks import LONGEST_HOLD
 from fastrestore.images import (
     WRITTEN,
     Picture,
@@ -25,11 +28,13 @@ from fastrestore.images import (
     read_picture,
     write_picture,
 )
+from fastrestore.journal import is_begun
 from fastrestore.mask_source import check_mask, find_mask, keep_mask, mask_notes
+from fastrestore.mask_video import SUFFIX as MASK_VIDEO
 from fastrestore.masks import mask_from_alpha, parse_colour
 from fastrestore.restore import Restorer, Sigma
+from fastrestore.segments import SEGMENT_S
 from fastrestore.video_probe import is_video
-from fastrestore.video_write import OUTPUT_SUFFIXES
 
 LOSSY = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".avif"})
 
@@ -92,13 +97,19 @@ class Options:
         tolerance: Largest difference from that colour, 0-255 in any channel.
         invert: Black = repair in mask files.
         threshold: Least probability of damage with `auto`, 0 to 1; None = the detector's own.
+        hold: Frames for which a video's damage stays marked with `auto`; see `found_masks`.
         grow_px: Widening of the hole.
         sigma: Noise to remove; see `Restorer`.
         max_pixels: Largest picture or frame.
         quality: Of lossy pictures, 1-100.
-        crf: Of x264 and VP9.
-        codec: Video encoder, or None for the container's default.
+        encoder: Of video, one of `encoders.NAMES`.
+        crf: Quality of video, 0 = best; None = the encoder's default.
+        preset: Speed of the encoder, in its own words; None = its default.
+        rate: Frames per second of raw streams; None = what they say, else 25.
         overwrite: Replace outputs that exist.
+        resume: Videos grow in segments, and a run that was ended goes on; see `segments`.
+        segment_s: Least length of those, seconds of video.
+        again: The command that goes on, for messages.
     """
 
     mask: str | None = None
@@ -106,13 +117,19 @@ class Options:
     tolerance: int = 0
     invert: bool = False
     threshold: float | None = None
+    hold: int | None = None
     grow_px: int = GROW_PX
     sigma: Sigma = None
     max_pixels: int = 100_000_000
     quality: int = 95
-    crf: int = 17
-    codec: str | None = None
+    encoder: str = AUTO
+    crf: int | None = None
+    preset: str | None = None
+    rate: Fraction | None = None
     overwrite: bool = False
+    resume: bool = False
+    segment_s: float = SEGMENT_S
+    again: str = "the same call"
 
     def __post_init__(self) -> None:
         """Refuse contradictions before any file is read."""
@@ -122,6 +139,8 @@ class Options:
             if self.mask != "auto":
                 raise InputError("a threshold goes with --mask auto only; leave it away")
             check_threshold(self.threshold)
+        if self.hold is not None and (self.mask != "auto" or not 0 <= self.hold <= LONGEST_HOLD):
+            raise InputError(f"a hold goes with --mask auto only, from 0 to {LONGEST_HOLD} frames")
         if self.mask not in (None, "alpha", "auto") and not Path(str(self.mask)).exists():
             raise InputError(f"{label(str(self.mask))}: no such mask file or folder")
         if self.mask_colour:
@@ -183,18 +202,21 @@ def with_masks(jobs: list[Job], mask_out: str, many: bool) -> Iterator[Job]:
 
     Args:
         jobs: Without them.
-        mask_out: A PNG file, or a folder.
+        mask_out: A PNG file, for a video also a Matroska file, or a folder.
         many: It must be a folder.
 
     Raises:
-        InputError: A name that is not of a PNG file, or is taken.
+        InputError: A name of another kind, or one that is taken.
     """
     as_folder = _is_folder(mask_out, many, len(jobs))
     taken = {os.path.realpath(p): p for job in jobs for p in (job.source, job.target)}
     for job in jobs:
-        target = Path(mask_out) / f"{job.source.stem}.png" if as_folder else Path(mask_out)
-        if target.suffix.lower() != ".png":
-            raise InputError(f"{label(target)}: masks are written as PNG; end the name in .png")
+        moves = is_video(job.source)
+        suffix = MASK_VIDEO if moves else ".png"
+        target = Path(mask_out) / f"{job.source.stem}{suffix}" if as_folder else Path(mask_out)
+        if target.suffix.lower() not in (suffix, ".png"):
+            kind = f"{suffix}, one that stays also" if moves else "PNG; end the name in"
+            raise InputError(f"{label(target)}: masks are written as {kind} .png")
         key = os.path.realpath(target)
         if key in taken:
             name, old = label(job.source), label(taken[key])
@@ -278,7 +300,8 @@ def check_target(job: Job, options: Options) -> None:
         what = "video" if is_video(job.source) else "picture"
         names = " ".join(sorted(known))
         raise InputError(f"{label(job.target)}: not a {what} name; known: {names}")
-    if job.target.exists() and not options.overwrite:
+    goes_on = options.resume and is_begun(job.target)  # it knows whose that is
+    if job.target.exists() and not (options.overwrite or goes_on):
         raise OutputError(f"{label(job.target)}: exists; use --overwrite or --skip-existing")
     _spare_mask(job.target, options, "-o")
     _make_folder(job.target.parent, "-o")

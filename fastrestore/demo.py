@@ -118,7 +118,7 @@ def _clip(folder: Path, restorer: Restorer, rng: np.random.Generator) -> Shown:
     noisy = [add_noise(f, 20.0, rng) for f in clean]
     before, after = folder / "clip.damaged.mkv", folder / "clip.restored.mkv"
     write_frames(before, noisy, fps=24, codec="ffv1")
-    outcome = run(Job(before, after), restorer, Options(codec="ffv1", overwrite=True), None)
+    outcome = run(Job(before, after), restorer, Options(encoder="ffv1", overwrite=True), None)
     if outcome.error:
         raise outcome.error
     figures = [

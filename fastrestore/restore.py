@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Literal
 import numpy as np
 
 from fastrestore.arrays import F32, U8, check_image
-from fastrestore.backend import frames_of, open_backend
+from fastrestore.backend import find_model, frames_of, open_backend
 from fastrestore.coarse import around, solve, wide_holes
 from fastrestore.errors import InputError
 from fastrestore.masks import as_mask, feather, grow
+from fastrestore.motion import carry, carry_within, doubt
 from fastrestore.noise import estimate_sigma
 from fastrestore.spec import ModelSpec
 from fastrestore.tiles import LIMIT_PX, Region, plan, within
 from fastrestore.windows import fitting, plan_windows
 
 Sigma = float | Literal["auto"] | None
+CPU_BACKENDS = ("ort", "openvino")
 SEEN_ONCE = 128  # confidence n / (n + 1) of n = 1 frame, in 255ths
 
 
@@ -31,6 +34,7 @@ class Restorer:
 
     Attributes:
         sigma: Noise that the last call removed, 0-255 scale: given or estimated.
+        motion: Whether the past of a video is moved with its content; see `motion`.
     """
 
     def __init__(
@@ -43,6 +47,7 @@ class Restorer:
         engine: str | Path | None = None,
         trust_engine: bool = False,
         limit_px: int = LIMIT_PX,
+        motion: bool | None = None,
     ) -> None:
         """Load a model.
 
@@ -55,6 +60,8 @@ class Restorer:
             trust_engine: Accept an engine that comes from elsewhere.
             limit_px: Largest picture run in one piece; larger ones go in tiles. An engine's frames
                 decide where one runs.
+            motion: Move the past of a video to where its content lies in the new frame; that runs
+                on the CPU. None: where the network runs there too, beside which it is cheap.
 
         Raises:
             ModelError, EngineError, MissingExtraError, InputError: See `open_backend`.
@@ -62,9 +69,11 @@ class Restorer:
         self._backend = open_backend(
             model, backend, threads, device=device, engine=engine, trust_engine=trust_engine
         )
+        self._model = model
         self._frames = frames_of(self._backend)
         self._limit_px = limit_px
         self._state: U8 | None = None
+        self.motion = self._backend.name in CPU_BACKENDS if motion is None else motion
         self.sigma = 0.0
 
     @property
@@ -76,6 +85,18 @@ class Restorer:
     def backend(self) -> str:
         """Name of the backend that runs."""
         return self._backend.name
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What its results depend on: model, backend and engines, hashed."""
+        data = find_model(self._model).read_bytes()
+        engines = [r.engine_sha256 for r in getattr(self._backend, "records", ()) if r is not None]
+        return {
+            "model": f"sha256:{hashlib.sha256(data).hexdigest()}",
+            "backend": self.backend,
+            "engine": f"sha256:{' '.join(engines)}" if engines else "none",
+            "motion": "on" if self.motion else "off",
+        }
 
     def __enter__(self) -> Restorer:
         """Return the Restorer; `close` is called at the end of the block."""
@@ -152,9 +173,24 @@ class Restorer:
         # What the graph itself would remember of known pixels without noise: the frame, seen once.
         known = np.full(image.shape[:2], SEEN_ONCE, np.uint8)
         after = np.dstack((image, known if grown is None else known * (1 - grown)))
-        restored = self._restore(image, grown, noise, self._state, after)
+        past = self._carried(image, grown, noise)
+        restored = self._restore(image, grown, noise, past, after)
+        if self.motion and past is not None and noise == 0:
+            doubt(after, past, grown)
         self._state = after
         return _composite(image, restored, hole, grown, noise)
+
+    def _carried(self, image: U8, mask: U8 | None, sigma: float) -> U8 | None:
+        """Return the state where its content lies in this frame; where it is not run, it stays."""
+        if self._state is None or not self.motion:
+            return self._state
+        if sigma > 0:
+            return carry(self._state, image, mask, sigma)
+        if mask is None:
+            return self._state
+        regions = self._plan(image, mask, sigma)
+        seen = (rect for rect, _ in groupby(r.seen for r in regions))  # several may see the same
+        return carry_within(self._state, image, mask, seen)
 
     def _check(
         self, image: U8, mask: U8 | None, sigma: Sigma, grow_px: int

@@ -4,26 +4,60 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrestore.arrays import U8
 from fastrestore.errors import InputError, OutputError
+from fastrestore.ts_programs import read_programs
+from fastrestore.video_clock import DEFAULT_RATE, Clock
+from fastrestore.video_fit import Fit
 from fastrestore.video_probe import (
-    DEINTERLACE,
     MAX_PIXELS,
+    has_captions,
     open_video,
     probe,
+    restorable_colour,
 )
 from fastrestore.yuv import BT709, LIMITED, ColourTags, Converter, plane_layout
 
 if TYPE_CHECKING:
     from av import VideoFrame
+    from av.container import InputContainer
     from av.packet import Packet
     from av.stream import Stream
 
+_FASTEST = 1000  # frames per second that are believed
 _CUT_OFF_S = 0.5  # a file that ends this much before its own duration is called cut off
+
+
+@dataclass(slots=True)
+class Tally:
+    """What a reader has seen so far: all that a place in a clip depends on.
+
+    Attributes:
+        frames: Frames decoded.
+        last: Time stamp of the last one, in ticks of the reader's `time_base`.
+        step: From the one before to it.
+        damaged: Video packets that could not be decoded.
+        corrupt: Frames that the decoder calls damaged.
+        nudged: Frames whose own time stamp was of no use.
+        fitted: Frames that were made like the first.
+        captions: Frames that carry closed captions.
+        stretched: Frames that players show in another shape than the first, though of its size.
+    """
+
+    frames: int = 0
+    last: int = -1
+    step: int = 1
+    damaged: int = 0
+    corrupt: int = 0
+    nudged: int = 0
+    fitted: int = 0
+    captions: int = 0
+    stretched: int = 0
 
 
 class VideoReader:
@@ -35,29 +69,33 @@ class VideoReader:
         info: From `probe`.
         time_base: Seconds per tick of the frames' time stamps.
         rate: Nominal frames per second: a hint for rate control, never a clock.
-        damaged_packets: Video packets that could not be decoded so far.
+        foreign_ids: Identifiers of streams that belong to other programs.
+        tally: What has been seen so far.
+        stopped: The error that ended reading early.
         notes: Filled in when the end is reached.
     """
 
-    def __init__(self, source: str | Path, max_pixels: int = MAX_PIXELS) -> None:
-        """Inspect and open the file; raises InputError as `probe` does."""
-        self.source, self.info = source, probe(source, max_pixels)
+    def __init__(
+        self, source: str | Path, max_pixels: int = MAX_PIXELS, rate: Fraction | None = None
+    ) -> None:
+        """Inspect and open the file; arguments and errors are those of `probe`."""
+        self.source, self.info = source, probe(source, max_pixels, rate)
         self.container, self.stream = open_video(source, max_pixels)
-        tb = self.stream.time_base
-        self.time_base = Fraction(tb.numerator, tb.denominator) if tb else Fraction(1, 1000)
-        rate = self.stream.guessed_rate
-        self.rate = Fraction(rate.numerator, rate.denominator) if rate else Fraction(25)
+        self._clock = Clock(self.container, self.stream, self.info.raw_rate)
+        self.time_base = self._clock.time_base
+        hint = self.info.raw_rate or self.stream.guessed_rate
+        told = Fraction(hint.numerator, hint.denominator) if hint else DEFAULT_RATE
+        self.rate = told if told <= _FASTEST else DEFAULT_RATE  # ticks of a clock, not frames
         self.size = self.info.stored_size  # the header's may be that of a later part
-        # The clock of a transport stream starts anywhere, often hours in; all others start at 0.
-        broadcast = self.container.format.name == "mpegts"
-        self._start = Fraction(self.container.start_time or 0, 10**6)
-        self._shift = self._start if broadcast else Fraction(0)
-        length = self.stream.duration
+        self._shape = self.stream.sample_aspect_ratio or 1
+        self._fit = Fit(self.info, self._shape)
+        # Of a broadcast it is a guess, on another clock.
+        length = None if self._clock.is_broadcast else self.stream.duration
         self._length = length and (self.stream.start_time or 0) + length
         self._total = self.stream.frames
-        self._end = Fraction(0)
-        self._frames, self._last, self._step = 0, -1, 1
-        self.damaged_packets = self._nudged = self._corrupt = 0
+        self.foreign_ids = _of_other_programs(Path(source), self.stream.id, self.container)
+        self.tally = Tally()
+        self.stopped: Exception | None = None
         self.notes: list[str] = []
 
     def __enter__(self) -> VideoReader:
@@ -70,27 +108,65 @@ class VideoReader:
         """Close the file."""
         self.container.close()
 
+    @property
+    def damaged_packets(self) -> int:
+        """Video packets that could not be decoded so far."""
+        return self.tally.damaged
+
+    @property
+    def finds_frames(self) -> bool:
+        """Whether the last frame's time stamp finds it in the file."""
+        return self._clock.finds_frames and not self.tally.nudged
+
     def __iter__(self) -> Iterator[VideoFrame | Packet[Stream]]:
         """Yield frames with time stamps that rise, and packets of other streams.
 
         Raises:
-            InputError: A frame of another size or an interlaced one; names the frame.
+            InputError: An interlaced frame or one in HDR; names the frame.
         """
+        for packet in self._packets():
+            # Not packet.stream_index: it is 0 in the empty packets that flush the decoders.
+            if packet.stream.index == self.stream.index:
+                yield from map(self.take, self.decode(packet))
+            elif packet.size:  # not "dts is not None": Matroska has packets without
+                yield packet
+        self.conclude()
+        self.notes += self.cut_off()
+
+    def pictures(self) -> Iterator[VideoFrame]:
+        """Yield the frames alone, as they are decoded.
+
+        Each that is used goes through `take`; `conclude` comes behind the last.
+        """
+        for packet in self._packets(self.stream):
+            yield from self.decode(packet)
+
+    def seek(self, pts: int) -> None:
+        """Go to a keyframe at or before a time; raises FFmpegError where a file has no index.
+
+        Args:
+            pts: In ticks of `time_base`.
+        """
+        ticks = pts + round(self._clock.origin / self.time_base)
+        self.container.seek(ticks, stream=self.stream)
+
+    def others(self) -> Iterator[Packet[Stream]]:
+        """Yield the packets of the other streams alone; nothing is decoded."""
+        for packet in self._packets():
+            if packet.stream.index != self.stream.index and packet.size:
+                yield packet
+
+    def _packets(self, *streams: Stream) -> Iterator[Packet[Any]]:
+        """Yield packets; where the rest of the file cannot be read, what came is kept."""
         import av
 
         try:
-            for packet in self.container.demux():
-                self._note_time(packet)
-                # Not packet.stream_index: it is 0 in the empty packets that flush the decoders.
-                if packet.stream.index == self.stream.index:
-                    yield from self._decode(packet)
-                elif packet.size:  # not "dts is not None": Matroska has packets without
-                    yield packet
-        except av.error.FFmpegError as e:  # the rest of the file cannot be read: keep what came
+            for packet in self.container.demux(*streams):
+                self._clock.move(packet)
+                yield packet
+        except av.error.FFmpegError as e:
+            self.stopped = e
             self.notes.append(f"reading stopped early: {e.strerror}")
-        if not self._frames:
-            raise InputError(f"{self.source}: no frame of its video can be decoded; copy it again")
-        self._conclude()
 
     def shown_for(self, last: VideoFrame) -> int:
         """Tell how long the clip's last frame is shown, in ticks of `time_base`.
@@ -98,73 +174,106 @@ class VideoReader:
         A decoded frame's own duration is wrong where the container counts in decoding order
         (MP4 with B-frames); the length of the stream is right, if all of it was read.
         """
-        if last.pts is None or self._length is None or self._frames != self._total:
-            return last.duration
-        return max(self._length - last.pts, last.duration)
+        pace = self.tally.step if self.tally.frames > 1 else round(1 / (self.rate * self.time_base))
+        own = last.duration or pace
+        if last.pts is None or self._length is None:
+            return own
+        left = self._length - last.pts
+        # An edit list may hide frames of a file that is whole: then less than a frame is left.
+        is_whole = self.tally.frames == self._total or left < 2 * own
+        return left if is_whole and left > 0 else own
 
-    def _note_time(self, packet: Packet[Any]) -> None:
-        """Shift a packet's stamps to this job's clock and remember where the file ends."""
-        tb = packet.time_base
-        if packet.pts is None or not tb:
-            return
-        tick = Fraction(tb.numerator, tb.denominator)
-        self._end = max(self._end, (packet.pts + (packet.duration or 0)) * tick)
-        if self._shift:
-            packet.pts -= round(self._shift / tick)
-            if packet.dts is not None:
-                packet.dts -= round(self._shift / tick)
-
-    def _decode(self, packet: Packet[Any]) -> Iterator[VideoFrame]:
+    def decode(self, packet: Packet[Any]) -> list[VideoFrame]:
         """Decode one packet; a damaged one is counted and left out."""
         import av
 
+        # Half a packet at the end of a file that was cut off: with frame threads it would take
+        # whole frames with it. In a broadcast the flag says less, and pictures come of it.
+        if packet.is_corrupt and not self._clock.is_broadcast:
+            self.tally.damaged += 1
+            return []
         try:
             frames = packet.decode()
         except av.error.FFmpegError:
-            self.damaged_packets += 1
-            return
-        for frame in frames:
-            self._check(frame)
-            self._stamp(frame)
-            self._corrupt += frame.is_corrupt
-            self._frames += 1
-            yield frame
+            self.tally.damaged += 1
+            return []
+        self._clock.sent(packet)
+        return frames
 
-    def _check(self, frame: VideoFrame) -> None:
-        """Refuse a frame that does not go on with the clip."""
-        where = f"{self.source}: frame {self._frames + 1}"
-        if (frame.width, frame.height) != self.size:
-            old = "{}x{}".format(*self.size)
-            raise InputError(
-                f"{where} is {frame.width}x{frame.height}, the ones before {old}; "
-                "split the clip there or scale it to one size"
-            )
-        if frame.interlaced_frame:
-            raise InputError(f"{where} is interlaced; {DEINTERLACE}")
+    def take(self, frame: VideoFrame) -> VideoFrame:
+        """Check, stamp and count the next frame; return it, or one made like the clip's first."""
+        where = f"{self.source}: frame {self.tally.frames + 1}"
+        restorable_colour(frame, self.stream, where)
+        self._stamp(frame)
+        shape = self.stream.codec_context.sample_aspect_ratio
+        fitted = self._fit(frame, shape)
+        self.tally.fitted += fitted is not frame
+        self.tally.stretched += fitted is frame and (shape or 1) != self._shape
+        self.tally.captions += has_captions(frame)
+        self.tally.corrupt += frame.is_corrupt
+        self.tally.frames += 1
+        return fitted
 
     def _stamp(self, frame: VideoFrame) -> None:
         """Give a frame without a usable time stamp the next one that can be."""
-        pts = frame.pts if frame.pts is not None else self._last + self._step
-        if self._frames and pts <= self._last:
-            pts = self._last + 1
-        if pts != frame.pts:
-            self._nudged += 1
-        if self._frames:
-            self._step = pts - self._last
-        frame.pts = self._last = pts
+        tally = self.tally
+        own = self._clock.time_of(frame, tally.frames)
+        pts = own if own is not None else tally.last + tally.step
+        if tally.frames and pts <= tally.last:
+            pts = tally.last + 1
+        if pts != own:
+            tally.nudged += 1
+        if tally.frames:
+            tally.step = pts - tally.last
+        frame.pts = tally.last = pts
         frame.time_base = self.time_base
 
-    def _conclude(self) -> None:
-        """Put into words what was wrong with the file."""
-        if self.damaged_packets:
-            self.notes.append(f"{self.damaged_packets} damaged packets skipped")
-        if self._corrupt:
-            self.notes.append(f"{self._corrupt} frames are damaged by errors in the file")
-        if self._nudged:
-            self.notes.append(f"{self._nudged} frames had no usable time stamp and got the next")
-        length, seen = self.info.duration, float(self._end - self._start)
-        if length and seen < length - _CUT_OFF_S:
-            self.notes.append(f"cut off: ends at {seen:.1f} s, its header says {length:.1f} s")
+    def conclude(self) -> None:
+        """Put into words what was wrong with the video.
+
+        Raises:
+            InputError: There was no frame.
+        """
+        tally = self.tally
+        if not tally.frames:
+            raise InputError(f"{self.source}: no frame of its video can be decoded; copy it again")
+        if tally.damaged:
+            self.notes.append(f"{tally.damaged} damaged packets skipped")
+        if tally.corrupt:
+            self.notes.append(f"{tally.corrupt} frames are damaged by errors in the file")
+        if tally.nudged:
+            self.notes.append(f"{tally.nudged} frames had no usable time stamp and got the next")
+        if self._clock.jumps:
+            self.notes.append(f"time stamps jumped {self._clock.jumps} times: the gaps are closed")
+        if tally.fitted:
+            size = "{}x{}".format(*self.size)
+            self.notes.append(
+                f"{tally.fitted} frames of another size or colour were made like the first: {size}"
+            )
+        if tally.stretched:
+            self.notes.append(
+                f"about {tally.stretched} frames have another pixel shape than the first and will "
+                "look stretched; split the clip there"
+            )
+        if tally.captions:
+            self.notes.append("dropped: closed captions inside the video; ccextractor saves them")
+
+    def cut_off(self) -> list[str]:
+        """Say, after the last packet of all streams, whether the file ends before its time."""
+        start = Fraction(self.container.start_time or 0, 10**6)
+        length, seen = self.info.duration, float(self._clock.end - start)
+        if self._clock.is_broadcast or not length or seen >= length - _CUT_OFF_S:
+            return []
+        return [f"cut off: ends at {seen:.1f} s, its header says {length:.1f} s"]
+
+
+def _of_other_programs(path: Path, video: int, container: InputContainer) -> frozenset[int]:
+    """Return the identifiers of streams that are in other programs than the video, and only so."""
+    if container.format.name != "mpegts":
+        return frozenset()
+    programs = read_programs(path)
+    kept = [pids for pids in programs.values() if video in pids]
+    return frozenset().union(*programs.values()).difference(*kept) if kept else frozenset()
 
 
 def read_frames(source: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[U8]:

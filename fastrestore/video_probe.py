@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -16,16 +17,21 @@ import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.errors import InputError
+from fastrestore.video_clock import raw_rate, told_rate
 from fastrestore.yuv import ColourTags, colour_tags
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
     from av.container import InputContainer
 
-VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".m2ts")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".ts", ".m2ts", ".mts", ".m2t",
+    ".mpg", ".mpeg", ".vob", ".h264", ".264", ".hevc", ".h265", ".265", ".ivf", ".y4m",
+)  # fmt: skip
 MAX_PIXELS = 100_000_000
 # Playlists and concat lists open other files, whatever they are named: only these are parsed.
-_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts"
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,h264,hevc,ivf,yuv4mpegpipe"
+_COUNTS_FRAMES = ("mov,mp4,m4a,3gp,3g2,mj2", "avi")  # in the header, that can be relied on
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _HDR = {16: "PQ", 18: "HLG"}
 _INTERLACED_ORDERS = (2, 3, 4, 5)  # of the container: top or bottom field first
@@ -88,6 +94,7 @@ class VideoInfo:
         colour: Matrix, range, primaries and transfer.
         orientation: From the stored picture to the upright one.
         stream: Index of the video stream that is meant.
+        raw_rate: Frames per second of a stream without time stamps; None: it has them.
         notes: What the user should know: for example which of several streams it is.
     """
 
@@ -100,7 +107,15 @@ class VideoInfo:
     colour: ColourTags
     orientation: Orientation
     stream: int
+    raw_rate: Fraction | None
     notes: tuple[str, ...]
+
+    @property
+    def depth(self) -> int:
+        """Bits a sample."""
+        from av import VideoFormat
+
+        return max(part.bits for part in VideoFormat(self.pixel_format, 16, 16).components)
 
     @property
     def stored_size(self) -> tuple[int, int]:
@@ -109,12 +124,15 @@ class VideoInfo:
         return size[::-1] if self.orientation.sideways else size
 
 
-def probe(source: str | Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
+def probe(
+    source: str | Path, max_pixels: int = MAX_PIXELS, rate: Fraction | None = None
+) -> VideoInfo:
     """Inspect a clip: open it, decode its first frame, refuse what cannot be restored.
 
     Args:
         source: Path of the file.
         max_pixels: Largest picture that is accepted.
+        rate: Frames per second of a raw stream; None: what it says, else 25.
 
     Raises:
         InputError: No readable video, too large, HDR, interlaced; one line with the mend.
@@ -122,21 +140,28 @@ def probe(source: str | Path, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     container, stream = open_video(source, max_pixels)
     with container:
         frame = _first_frame(container, stream, source)
-        colour = _restorable(frame, stream, source)
-        orientation = _orientation(frame)
+        colour = restorable_colour(frame, stream, source)
+        orientation = orientation_of(frame)
         size = frame.width, frame.height
         width, height = size[::-1] if orientation.sideways else size
         duration = container.duration / 1e6 if container.duration else None
-        fps = float(stream.average_rate) if stream.average_rate else None
-        frames = stream.frames or (round(duration * fps) if duration and fps else None)
-        notes: tuple[str, ...] = ()
+        raw = raw_rate(container, stream, rate)
+        if rate and not raw:
+            raise InputError(f"{source}: has time stamps of its own; leave --rate away")
+        average = raw or stream.average_rate
+        fps = float(average) if average else None
+        counted = stream.frames if container.format.name in _COUNTS_FRAMES else 0
+        frames = counted or (round(duration * fps) if duration and fps else None)
+        notes = []
         if len(videos := _videos(container)) > 1:
-            notes = (
-                f"{len(videos)} video streams: #{stream.index} ({width}x{height}) is restored",
+            notes.append(
+                f"{len(videos)} video streams: #{stream.index} ({width}x{height}) is restored"
             )
+        if raw and not (rate or told_rate(stream)):
+            notes.append(f"no time stamps, no frame rate: {raw} a second taken; or give --rate")
         return VideoInfo(
             width, height, frames, fps, duration, frame.format.name, colour, orientation,
-            stream.index, notes,
+            stream.index, raw, tuple(notes),
         )  # fmt: skip
 
 
@@ -161,11 +186,11 @@ def open_video(source: str | Path, max_pixels: int) -> tuple[InputContainer, Vid
         raise InputError(f"{source}: no permission to read it") from e
     except (av.error.FFmpegError, OSError, ValueError) as e:
         raise InputError(
-            f"{source}: not a video (mp4, mov, mkv, webm, avi, ts), or cut off before its index; "
-            "copy it again or repair it"
+            f"{source}: not a video (mp4, mov, mkv, webm, avi, ts, mpg; raw h264, hevc, ivf, y4m), "
+            "or cut off before its index; copy it again or repair it"
         ) from e
     try:
-        return container, _choose_stream(container, source, max_pixels)
+        return container, choose_stream(container, source, max_pixels)
     except InputError:
         container.close()
         raise
@@ -186,7 +211,7 @@ def _videos(container: InputContainer) -> list[VideoStream]:
     return [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
 
 
-def _choose_stream(container: InputContainer, source: str | Path, max_pixels: int) -> VideoStream:
+def choose_stream(container: InputContainer, source: str | Path, max_pixels: int) -> VideoStream:
     """Choose the stream marked as default, then the largest, then the first."""
     from av.stream import Disposition
 
@@ -230,7 +255,7 @@ def _first_frame(container: InputContainer, stream: VideoStream, source: str | P
     raise InputError(f"{source}: no frame of its video can be decoded; copy it again")
 
 
-def _restorable(frame: VideoFrame, stream: VideoStream, source: str | Path) -> ColourTags:
+def restorable_colour(frame: VideoFrame, stream: VideoStream, source: str | Path) -> ColourTags:
     """Return the colour of a frame, or say why its clip cannot be kept as it is."""
     if hdr := _HDR.get(int(frame.color_trc)):
         raise InputError(
@@ -245,7 +270,14 @@ def _restorable(frame: VideoFrame, stream: VideoStream, source: str | Path) -> C
         raise InputError(f"{source}: {e}") from e
 
 
-def _orientation(frame: VideoFrame) -> Orientation:
+def has_captions(frame: VideoFrame) -> bool:
+    """Tell whether closed captions lie in a frame: no encoder is told of them."""
+    from av.sidedata.sidedata import Type
+
+    return cast("Mapping[Any, Any]", frame.side_data).get(Type.A53_CC) is not None
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
     """Read the display matrix that comes with a decoded frame."""
     from av.sidedata.sidedata import Type
 

@@ -9,25 +9,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from fastrestore.arrays import U8
 from fastrestore.errors import InputError
+from fastrestore.planes import (
+    NEUTRAL_CHROMA,
+    Bool,
+    Samples,
+    chroma_mask,
+    coloured,
+    grey_table,
+    look_up,
+    planes,
+    spread,
+    widening,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
     from av.video.reformatter import VideoReformatter
 
-Bool = npt.NDArray[np.bool_]
-_Sample = TypeVar("_Sample", bound=np.generic)
-
 HD_ROWS = 720  # an untagged clip of at least this height is taken as BT.709, a smaller one as 601
 BT709, SMPTE170M, UNSPECIFIED = 1, 6, 2  # codes of ITU-T H.273, as the files store them
 LIMITED, FULL = 1, 2
-NEUTRAL_CHROMA = 128
 
 # The scaler's flags, as numbers because PyAV 17 does not name them all. Without ACCURATE_RND and
 # FULL_CHR_H_INT together it truncates: pictures come out up to two levels too dark.
@@ -54,6 +61,14 @@ _FOREIGN = {
     14: "ICtCp",
 }
 _DEEP_GREY = {f"gray{bits}le": bits for bits in (9, 10, 12, 14, 16)}  # scaled too dark
+_EVEN = {  # encoders that hold subsampled chroma in whole samples only -> the codec's name
+    "libx264": "H.264",
+    "libx265": "H.265",
+    "h264_nvenc": "H.264",
+    "hevc_nvenc": "H.265",
+}
+_WRITTEN = ("yuv420p", "yuv422p", "yuv444p", "gray")  # the scaler knows these in every depth
+SAME_SAMPLES = {"yuv420p10le": "p010le"}  # planar format -> one that an encoder takes in its place
 # Planar 8-bit layout by chroma subsampling (down, across).
 _PLANAR = {
     (1, 1): "yuv444p",
@@ -106,6 +121,11 @@ def colour_tags(frame: VideoFrame) -> ColourTags:
     )
 
 
+def scaler_matrix(tags: ColourTags) -> int:
+    """Return the scaler's code of a matrix; those that are one in all but name have one."""
+    return _MATRICES[tags.matrix][0]
+
+
 def _known(code: int) -> int:
     """Turn the reserved codes 0 and 3, which encoders refuse, into "unspecified"."""
     return UNSPECIFIED if code in (0, 3) else code
@@ -113,88 +133,112 @@ def _known(code: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class PlaneLayout:
-    """Where the samples of an 8-bit frame lie, for one source and one output format.
+    """Where the samples of a frame lie, for one source and one output format.
 
     Attributes:
-        source: Planar 8-bit format of the source's own subsampling, or `"gray"`.
-        target: Format that is encoded: `source`, `"yuv444p"`, or for grey `"yuv420p"`.
+        source: Planar format of the source's own subsampling, in the depth that is written.
+        target: Format that is encoded: `source`, or 4:4:4, or for grey YUV.
         block: Luma samples per chroma sample of `source`, (down, across).
+        depth: Bits a sample, in both.
         notes: What changes for the reader of the file, in words.
     """
 
     source: str
     target: str
     block: tuple[int, int]
+    depth: int = 8
     notes: tuple[str, ...] = ()
 
 
 def plane_layout(name: str, height: int, width: int, codec: str) -> PlaneLayout:
     """Choose what is encoded for a source format.
 
-    The subsampling stays, unless the codec cannot hold it. Grey becomes YUV with neutral chroma
-    except in FFV1: hardly a player shows monochrome H.264.
+    Subsampling and depth stay, unless the codec cannot hold them. Grey becomes YUV with neutral
+    chroma except in FFV1: hardly a player shows monochrome H.264.
 
     Args:
         name: Pixel format of the decoded frames, for example `"yuv420p"`.
         height: Rows as stored.
         width: Columns as stored.
         codec: Encoder, for example `"libx264"`.
+
+    Raises:
+        InputError: The codec cannot hold the clip's chroma (without the file's name).
     """
     from av import VideoFormat
 
     fmt = VideoFormat(name, 16, 16)  # any even size: only the ratios count
     parts = fmt.components
-    notes = []
-    if max(p.bits for p in parts) > 8 and not fmt.has_palette:
-        notes.append(f"{name} is written with 8 bit a sample")
+    is_rgb = fmt.is_rgb or fmt.has_palette
+    is_grey = not is_rgb and sum(not p.is_alpha for p in parts) == 1
+    plain = is_rgb or is_grey
+    block = (1, 1) if plain else (16 // parts[1].height, 16 // parts[1].width)
+    bits = 8 if fmt.has_palette else max(p.bits for p in parts)
+    planar = "gray" if is_grey else _PLANAR[block]
+    wish = "yuv420p" if is_grey and codec != "ffv1" else planar
+    is_odd = codec in _EVEN and _is_odd(wish, height, width)
+    wishes = ["yuv444p"] if is_odd or wish not in _WRITTEN else [wish, "yuv444p"]
+    held = pixel_formats(codec)
+    deepest = {w: depth for w in wishes if (depth := _depth(w, bits, held))}
+    if not deepest:
+        raise InputError(f"{name}: {codec} holds no such chroma; choose another --encoder")
+    target, depth = next(iter(deepest.items()))
+    notes = _layout_notes(name, bits, depth, codec)
     if any(p.is_alpha for p in parts):
         notes.append("transparency is dropped")
-    if fmt.is_rgb or fmt.has_palette:
+    if is_rgb:
         notes.append("RGB is written as YUV 4:4:4")
-        return PlaneLayout("yuv444p", "yuv444p", (1, 1), tuple(notes))
-    grey = sum(not p.is_alpha for p in parts) == 1
-    block = (1, 1) if grey else (16 // parts[1].height, 16 // parts[1].width)
-    source = "gray" if grey else _PLANAR[block]
-    target = source
-    if grey:
-        target = "gray" if codec == "ffv1" else "yuv420p"
-    if codec == "libx264" and (
-        (target == "yuv420p" and height % 2) or (target in ("yuv420p", "yuv422p") and width % 2)
-    ):
-        target = "yuv444p"
+    elif is_odd:
         notes.append(
-            f"{width}x{height} is odd, which H.264 can hold only as 4:4:4: written so, "
+            f"{width}x{height} is odd, which {_EVEN[codec]} can hold only as 4:4:4: written so, "
             "some players cannot show it"
         )
-    elif not grey and source not in ("yuv420p", "yuv422p", "yuv444p"):
-        target = "yuv444p"
+    elif target != wish:
         notes.append(f"{name} is written as 4:4:4")
-    return PlaneLayout(source, target, block, tuple(notes))
+    return PlaneLayout(_named(planar, depth), _named(target, depth), block, depth, tuple(notes))
 
 
-def planes(frame: VideoFrame) -> list[U8]:
-    """Views on the planes of a planar 8-bit frame, uint8 (rows, columns), without the padding."""
-    return [
-        np.frombuffer(memoryview(p), np.uint8).reshape(-1, p.line_size)[: p.height, : p.width]
-        for p in frame.planes
-    ]
+def _is_odd(planar: str, height: int, width: int) -> bool:
+    """Tell whether a subsampled format does not go up in whole chroma samples."""
+    return bool(
+        (planar == "yuv420p" and height % 2) or (planar in ("yuv420p", "yuv422p") and width % 2)
+    )
 
 
-def chroma_mask(mask: Bool, block: tuple[int, int]) -> Bool:
-    """Mark each chroma sample that lies under any hole pixel.
+def _layout_notes(name: str, bits: int, depth: int, codec: str) -> list[str]:
+    notes = []
+    if depth < bits:
+        notes.append(f"{name} is written with {depth} bit a sample, {codec} holds no more")
+    if depth > 8:
+        notes.append(f"{depth} bit a sample are kept; what is restored has the precision of 8")
+    return notes
 
-    Args:
-        mask: bool (H, W).
-        block: Luma samples per chroma sample, (down, across).
 
-    Returns:
-        bool (ceil(H / down), ceil(W / across)).
-    """
-    down, across = block
-    h, w = mask.shape
-    padded = np.pad(mask, ((0, -h % down), (0, -w % across)))
-    cells = padded.reshape(padded.shape[0] // down, down, padded.shape[1] // across, across)
-    return np.asarray(cells.any((1, 3)), np.bool_)
+def _named(planar: str, depth: int) -> str:
+    return planar if depth == 8 else f"{planar}{depth}le"
+
+
+def _depth(planar: str, bits: int, held: tuple[str, ...]) -> int:
+    """Return the most bits a sample, up to those of the source, that are held; 0 = none."""
+    if not held:  # the encoder is absent or does not tell
+        return 8
+    for depth in range(min(bits, 16), 7, -1):
+        name = _named(planar, depth)
+        if name in held or SAME_SAMPLES.get(name) in held:
+            return depth
+    return 0
+
+
+@lru_cache(maxsize=32)
+def pixel_formats(codec: str) -> tuple[str, ...]:
+    """Return the pixel formats that an encoder takes; none if it is absent or does not tell."""
+    import av
+
+    try:
+        formats = av.Codec(codec, "w").video_formats
+    except ValueError:
+        return ()
+    return tuple(f.name for f in formats or ())
 
 
 class Converter:
@@ -217,18 +261,22 @@ class Converter:
 
         self._yuv_range = ColorRange.JPEG if tags.full else ColorRange.MPEG
         self._rgb_range = ColorRange.JPEG
-        self._matrix = _MATRICES[tags.matrix][0]
+        self._matrix = scaler_matrix(tags)
         self._decoder, self._encoder = VideoReformatter(), VideoReformatter()
         self._depth_scaler = VideoReformatter()  # beside _encoder, in its thread
         self.tags, self.layout = tags, layout
+        self._is_grey = layout.source.startswith("gray")
         self._keep = None if mask is None else self._kept_samples(mask != 0)
 
     def to_rgb(self, frame: VideoFrame) -> U8:
         """Convert a decoded frame to uint8 RGB (H, W, 3), as stored (not turned upright)."""
-        if self.layout.source == "gray":
-            frame = _coloured(planes(self._planar(frame, self._decoder))[0])
+        return self._to_rgb(frame, self._decoder)
+
+    def _to_rgb(self, frame: VideoFrame, scaler: VideoReformatter) -> U8:
+        if self._is_grey:
+            frame = coloured(self._grey(frame, scaler))
             frame.colorspace = self.tags.matrix
-        rgb = self._decoder.reformat(
+        rgb = scaler.reformat(
             frame,
             format="rgb24",
             src_colorspace=self._matrix,
@@ -250,13 +298,16 @@ class Converter:
 
         Returns:
             A frame in `layout.target`, tagged, with the source's time stamp. Outside the mask
-            its samples are those of `source`; a chroma sample under any hole pixel is new.
+            its samples are those of `source`; a chroma sample under any hole pixel is new. Where
+            everything may change, what 8 bit cannot tell of a deeper source is added.
         """
         frame = self.from_rgb(restored)
         kept = self._keep if mask is None else self._kept_samples(mask != 0)
         if kept is not None:
             for new, old, keep in zip(planes(frame), self._base(source), kept, strict=False):
                 np.copyto(new, old, where=keep)
+        elif self.layout.depth > 8:
+            self._refine(frame, source)
         frame.pts, frame.time_base, frame.duration = source.pts, source.time_base, source.duration
         return frame
 
@@ -265,52 +316,55 @@ class Converter:
         from av import VideoFrame
         from av.video.reformatter import ColorRange
 
-        target = "yuv444p" if self.layout.target == "gray" else self.layout.target
+        layout = self.layout
+        stays_grey = layout.target.startswith("gray")
+        target = _named("yuv444p", layout.depth) if stays_grey else layout.target
         frame = VideoFrame.from_ndarray(np.ascontiguousarray(rgb), format="rgb24")
         frame.colorspace = self.tags.matrix  # PyAV 17 knows BT.2020 only from here
+        # The scaler rounds full-range chroma down, half a level, which counts in 8 bit: ask for
+        # limited range in 10 bit, which it rounds well, and widen that here.
+        is_widened = self.tags.full and layout.depth == 8
         frame = self._encoder.reformat(
             frame,
-            # The scaler rounds full-range chroma down, half a level: ask for limited range in
-            # 10 bit, which it rounds well, and widen that here.
-            format=f"{target}10le" if self.tags.full else target,
+            format=f"{target}10le" if is_widened else target,
             src_colorspace=self._matrix,
             dst_colorspace=self._matrix,
             src_color_range=self._rgb_range,
-            dst_color_range=ColorRange.MPEG,
+            dst_color_range=ColorRange.MPEG if is_widened else self._yuv_range,
             interpolation=_ENCODE,
             threads=1,
         )
-        if self.tags.full:
-            frame = _look_up(frame, target, _widening())
-        if self.layout.target == "gray":
+        if is_widened:
+            frame = look_up(frame, target, widening())
+        if stays_grey:
             luma = planes(frame)[0]
-            frame = VideoFrame(luma.shape[1], luma.shape[0], "gray")
+            frame = VideoFrame(luma.shape[1], luma.shape[0], layout.target)
             planes(frame)[0][:] = luma
-        elif self.layout.source == "gray":
+        elif self._is_grey:
             for plane in planes(frame)[1:]:
-                plane[:] = NEUTRAL_CHROMA
+                plane[:] = NEUTRAL_CHROMA << (layout.depth - 8)
         frame.colorspace, frame.color_range = self.tags.matrix, int(self._yuv_range)
         frame.color_primaries, frame.color_trc = self.tags.primaries, self.tags.transfer
         return frame
 
     def _kept_samples(self, hole: Bool) -> list[Bool]:
         """Per plane of the target, bool: the sample is the source's."""
-        if self.layout.source == "gray":
+        if self._is_grey:
             return [~hole]
         block = self.layout.block
         chroma = chroma_mask(hole, block)
         if self.layout.source != self.layout.target:
-            chroma = _spread(chroma, block, hole.shape)
+            chroma = spread(chroma, block, hole.shape)
         return [~hole, ~chroma, ~chroma]
 
     def _planar(self, frame: VideoFrame, scaler: VideoReformatter) -> VideoFrame:
-        """Return the source as planar 8 bit of its own subsampling: same samples if it was."""
-        if frame.format.name.replace("yuvj", "yuv") == self.layout.source:
+        """Return the source in the layout's own planar format: same samples if it was."""
+        name, depth = frame.format.name.replace("yuvj", "yuv"), self.layout.depth
+        if name == self.layout.source:
             return frame
-        if frame.format.name in _DEEP_GREY:
-            return _look_up(
-                frame, "gray", _grey_table(_DEEP_GREY[frame.format.name], self.tags.full)
-            )
+        if name in _DEEP_GREY:
+            table = grey_table(_DEEP_GREY[name], depth, self.tags.full)
+            return look_up(frame, self.layout.source, (table,))
         return scaler.reformat(
             frame,
             format=self.layout.source,
@@ -322,55 +376,23 @@ class Converter:
             threads=1,
         )
 
-    def _base(self, source: VideoFrame) -> list[U8]:
+    def _refine(self, frame: VideoFrame, source: VideoFrame) -> None:
+        """Add to a frame made of 8 bit what the source has beyond them: at most a level of 8."""
+        coarse = planes(self.from_rgb(self._to_rgb(source, self._depth_scaler)))
+        level = 1 << (self.layout.depth - 8)
+        for new, old, known in zip(planes(frame), self._base(source), coarse, strict=False):
+            fine = (old.astype(np.int32) - known).clip(-level, level)
+            new[:] = (new + fine).clip(0, 256 * level - 1)
+
+    def _grey(self, frame: VideoFrame, scaler: VideoReformatter) -> U8:
+        """Return the luma of a grey frame in 8 bit."""
+        luma: U8 = planes(self._planar(frame, scaler))[0]
+        depth = self.layout.depth
+        return luma if depth == 8 else np.take(grey_table(depth, 8, self.tags.full), luma)
+
+    def _base(self, source: VideoFrame) -> list[Samples]:
         """Planes of the source in the target's subsampling (grey: luma alone)."""
         luma, *chroma = planes(self._planar(source, self._depth_scaler))
         if self.layout.source != self.layout.target:
-            chroma = [_spread(c, self.layout.block, luma.shape) for c in chroma]
+            chroma = [spread(c, self.layout.block, luma.shape) for c in chroma]
         return [luma, *chroma]
-
-
-def _spread(
-    samples: npt.NDArray[_Sample], block: tuple[int, int], shape: tuple[int, ...]
-) -> npt.NDArray[_Sample]:
-    """Repeat chroma samples over their blocks, cut to the luma's (H, W)."""
-    full = np.repeat(np.repeat(samples, block[0], axis=0), block[1], axis=1)
-    return full[: shape[0], : shape[1]]
-
-
-def _look_up(frame: VideoFrame, name: str, tables: tuple[U8, ...]) -> VideoFrame:
-    """Turn planar samples of more than 8 bit into 8, each plane by its table."""
-    from av import VideoFrame
-
-    narrow = VideoFrame(frame.width, frame.height, name)
-    for new, p, table in zip(planes(narrow), frame.planes, tables, strict=True):
-        wide = np.frombuffer(memoryview(p), np.uint16).reshape(-1, p.line_size // 2)
-        np.take(table, wide[: p.height, : p.width], out=new, mode="clip")
-    return narrow
-
-
-@lru_cache(maxsize=1)
-def _widening() -> tuple[U8, ...]:
-    """Tables from limited range in 10 bit to full range in 8, for luma and both chroma planes."""
-    x = np.arange(1024.0)
-    luma, chroma = (x - 64) * 255 / 876, NEUTRAL_CHROMA + (x - 512) * 255 / 896
-    luma8, chroma8 = (t.round().clip(0, 255).astype(np.uint8) for t in (luma, chroma))
-    return luma8, chroma8, chroma8
-
-
-@lru_cache(maxsize=4)
-def _grey_table(bits: int, full: bool) -> tuple[U8, ...]:
-    """Table from grey of `bits` to 8 bit."""
-    x = np.arange(2.0**bits)
-    scale = 255 / (2**bits - 1) if full else 2.0 ** (8 - bits)
-    return ((x * scale).round().clip(0, 255).astype(np.uint8),)
-
-
-def _coloured(luma: U8) -> VideoFrame:
-    """Wrap a luma plane as 4:4:4 without colour: the scaler reads plain grey as full range."""
-    from av import VideoFrame
-
-    frame = VideoFrame(luma.shape[1], luma.shape[0], "yuv444p")
-    y, u, v = planes(frame)
-    y[:], u[:], v[:] = luma, NEUTRAL_CHROMA, NEUTRAL_CHROMA
-    return frame

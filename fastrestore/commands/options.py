@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
@@ -84,6 +85,24 @@ class SigmaType(click.ParamType):  # type: ignore[type-arg]  # generic since cli
         if not 0 <= sigma < 255:
             self.fail(f"{value} is not from 0 to 254", param, ctx)
         return sigma
+
+
+class RateType(click.ParamType):  # type: ignore[type-arg]  # as above
+    """Frames a second: `25`, `29.97` or `30000/1001`."""
+
+    name = "rate"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> Fraction:
+        """Parse the command line's text."""
+        try:
+            rate = Fraction(value)
+        except (TypeError, ValueError, ZeroDivisionError):
+            rate = Fraction(0)
+        if not 0 < rate <= 1000:
+            self.fail(f"{value!r} is not like 25, 29.97 or 30000/1001", param, ctx)
+        return rate
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from fastrestore.atomic import label
-from fastrestore.commands.options import SigmaType, engine_options, model_options, progress_bar
+from fastrestore.commands.options import (
+    RateType,
+    SigmaType,
+    engine_options,
+    model_options,
+    progress_bar,
+)
+from fastrestore.encoders import AUTO, NAMES
 from fastrestore.errors import InputError
 
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from rich.progress import Progress
 
     from fastrestore.batch import Job, Options, Outcome
@@ -28,7 +38,8 @@ if TYPE_CHECKING:
 @click.option(
     "--mask",
     metavar="FILE|DIR|alpha|auto",
-    help="White = repair. A folder goes by name; auto looks for the damage.",
+    help="White = repair: a picture, a mask video, a folder (by name, or for a video by frame "
+    "number). auto looks for the damage.",
 )
 @click.option("--mask-color", metavar="#RRGGBB", help="Repair every pixel of this colour.")
 @click.option(
@@ -48,6 +59,12 @@ if TYPE_CHECKING:
     help="Of --mask auto: least probability of damage.  [0.7]",
 )
 @click.option(
+    "--hold",
+    type=click.IntRange(0, 250),
+    help="Of --mask auto in videos: frames that damage stays marked while it is not found but "
+    "looks the same; 0 = every frame by itself.  [8]",
+)
+@click.option(
     "--detector",
     metavar="NAME|FILE",
     help="Of --mask auto: what finds the damage.  [the one inside]",
@@ -55,7 +72,7 @@ if TYPE_CHECKING:
 @click.option(
     "--mask-out",
     metavar="PATH",
-    help="Write the mask, before --grow, as PNG; a folder for several inputs.",
+    help="Write the mask, before --grow, as .png, of a video as .mkv; a folder for several.",
 )
 @click.option(
     "--clean",
@@ -66,10 +83,45 @@ if TYPE_CHECKING:
     help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
 )
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
-@click.option("--crf", type=click.IntRange(0, 63), default=17, show_default=True, help="Of video.")
-@click.option("--codec", help="Video encoder, for example ffv1 in .mkv.")
+@click.option(
+    "--encoder",
+    type=click.Choice(NAMES),
+    default=AUTO,
+    show_default=True,
+    help="Of video. auto: x264, for more than 8 bit x265; in .webm vp9 or svt-av1. ffv1 loses "
+    "nothing (.mkv); nvenc needs an NVIDIA GPU.",
+)
+@click.option(
+    "--crf",
+    type=click.IntRange(0, 63),
+    help="Quality of video, 0 = best.  [x264 17, x265 18, svt-av1 20, vp9 20, nvenc 19]",
+)
+@click.option(
+    "--preset",
+    help="Speed of --encoder: x264 and x265 ultrafast to veryslow, svt-av1 0-13, vp9 0-8, "
+    "nvenc p1-p7.  [veryfast, fast, 8, 4, p5]",
+)
+@click.option(
+    "--rate",
+    type=RateType(),
+    metavar="FPS",
+    help="Of raw streams, which have no time stamps.  [what they say, else 25]",
+)
 @click.option("--max-pixels", type=click.IntRange(1), default=100_000_000, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace results that exist.")
+@click.option(
+    "--resume",
+    is_flag=True,
+    help="Videos: keep what is done in .NAME.parts beside the result, so that the same command "
+    "goes on after a break; with --overwrite it begins anew.",
+)
+@click.option(
+    "--segment",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    help="Of --resume: seconds of video, about, that a break may cost.",
+)
 @click.option("--skip-existing", is_flag=True, help="Leave results that exist alone.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per input on stdout.")
 @click.option("-q", "--quiet", is_flag=True, help="Errors only.")
@@ -84,14 +136,19 @@ def command(
     invert_mask: bool,
     grow: int,
     threshold: float | None,
+    hold: int | None,
     detector: str | None,
     mask_out: str | None,
     clean: Sigma,
     quality: int,
-    crf: int,
-    codec: str | None,
+    encoder: str,
+    crf: int | None,
+    preset: str | None,
+    rate: Fraction | None,
     max_pixels: int,
     overwrite: bool,
+    resume: bool,
+    segment: float,
     skip_existing: bool,
     as_json: bool,
     quiet: bool,
@@ -115,6 +172,7 @@ def command(
     """
     from fastrestore.batch import Options, collect, exit_code, run
     from fastrestore.detect import SHIPPED, Detector
+    from fastrestore.journal import is_begun
     from fastrestore.restore import Restorer
 
     options = Options(
@@ -123,13 +181,19 @@ def command(
         tolerance=tolerance,
         invert=invert_mask,
         threshold=threshold,
+        hold=hold,
         grow_px=grow,
         sigma=clean,
         max_pixels=max_pixels,
         quality=quality,
+        encoder=encoder,
         crf=crf,
-        codec=codec,
+        preset=preset,
+        rate=rate,
         overwrite=overwrite,
+        resume=resume,
+        segment_s=segment,
+        again=shlex.join(["fastrestore", *(a for a in sys.argv[1:] if a != "--overwrite")]),
     )
     if mask_out is not None and mask is None and mask_color is None:
         raise InputError("--mask-out: there is no mask to write; give --mask or --mask-color")
@@ -144,7 +208,7 @@ def command(
         return 0
     jobs = collect(inputs, output, mask_out)
     if skip_existing:
-        jobs = [j for j in jobs if not j.target.exists()]
+        jobs = [j for j in jobs if not j.target.exists() or (resume and is_begun(j.target))]
     outcomes: list[Outcome] = []
     with (
         Restorer(model, backend=backend, threads=threads, **engine) as restorer,

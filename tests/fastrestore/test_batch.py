@@ -283,7 +283,7 @@ def test_a_clip(tmp_path: Path) -> None:
     restorer = Inverter()
     shown: list[tuple[int, int | None]] = []
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    options = Options(mask=str(tmp_path / "m.png"), grow_px=0, codec="ffv1")
+    options = Options(mask=str(tmp_path / "m.png"), grow_px=0, encoder="ffv1")
     outcome = run(job, restorer, options, lambda *p: shown.append(p[:2]))  # type: ignore[arg-type]
     assert outcome.error is None
     assert (outcome.size, outcome.frames, restorer.resets) == ((W, H), 4, 1)
@@ -301,7 +301,7 @@ def test_the_grown_mask_of_a_clip_is_what_may_change(tmp_path: Path) -> None:
     restorer: Any = Inverter()
     restorer.frame = lambda image, *_, **__: 255 - image  # changes all
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    options = Options(mask=str(tmp_path / "m.png"), grow_px=2, codec="ffv1")
+    options = Options(mask=str(tmp_path / "m.png"), grow_px=2, encoder="ffv1")
     assert run(job, restorer, options, None).error is None
     (before,), (after,) = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
     changed = (before != after).any(2)
@@ -491,7 +491,7 @@ def test_a_clip_is_repaired_frame_by_frame(tmp_path: Path, detector: Detector) -
     save_spotted_clip(tmp_path / "v.mkv", MOVING)
     restorer: Any = Inverter()
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    outcome = run(job, restorer, Options(mask="auto", codec="ffv1", grow_px=0), None, detector)
+    outcome = run(job, restorer, Options(mask="auto", encoder="ffv1", grow_px=0), None, detector)
     assert outcome.error is None
     assert outcome.notes[0] == "damage found in 3 of 4 frames"
     assert (restorer.resets, outcome.frames) == (1, 4)
@@ -516,7 +516,7 @@ def test_what_may_change_in_a_clip_is_each_frames_grown_mask(
 
     save_spotted_clip(tmp_path / "v.mkv", MOVING)
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    run(job, Eager(), Options(mask="auto", codec="ffv1"), None, detector)
+    run(job, Eager(), Options(mask="auto", encoder="ffv1"), None, detector)
     before, after = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
     for old, new, hole in zip(before, after, MOVING, strict=True):
         allowed = grow(np.zeros((H, W), np.uint8) if hole is None else mask_of(hole), 1)
@@ -534,7 +534,7 @@ def test_with_noise_to_remove_the_whole_frame_may_change(
         1
     ]
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    run(job, restorer, Options(mask="auto", sigma=20.0, codec="ffv1"), None, detector)
+    run(job, restorer, Options(mask="auto", sigma=20.0, encoder="ffv1"), None, detector)
     (before,), (after,) = read_frames(tmp_path / "v.mkv"), read_frames(job.target)
     assert (before != after).any(2).mean() > 0.9
     assert np.array_equal(restorer.calls[0]["mask"], mask_of())
@@ -546,7 +546,7 @@ def test_a_frame_that_is_all_damage_does_not_end_the_clip(
     holes = [SPOT, (slice(None), slice(None)), SPOT]
     save_spotted_clip(tmp_path / "v.mkv", holes)
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    outcome = run(job, Inverter(), Options(mask="auto", codec="ffv1"), None, detector)
+    outcome = run(job, Inverter(), Options(mask="auto", encoder="ffv1"), None, detector)
     assert outcome.notes[:2] == [
         "damage found in 3 of 3 frames",
         "1 of them look damaged all over and get no repair",
@@ -559,7 +559,7 @@ def test_a_frame_that_is_all_damage_does_not_end_the_clip(
 def test_a_clip_without_damage_keeps_every_sample(tmp_path: Path, detector: Detector) -> None:
     save_spotted_clip(tmp_path / "v.mkv", [None, None])
     job = Job(tmp_path / "v.mkv", tmp_path / "out.mkv")
-    outcome = run(job, Inverter(), Options(mask="auto", codec="ffv1"), None, detector)
+    outcome = run(job, Inverter(), Options(mask="auto", encoder="ffv1"), None, detector)
     assert outcome.notes[0] == "no damage found: nothing is changed"
     pairs = zip(read_frames(tmp_path / "v.mkv"), read_frames(job.target), strict=True)
     assert all(np.array_equal(old, new) for old, new in pairs)
@@ -573,7 +573,7 @@ def test_the_mask_of_a_clip_is_written_if_it_has_one(tmp_path: Path, detector: D
     assert np.array_equal(read_mask(tmp_path / "used.png", (H, W)), mask)
     job = Job(tmp_path / "v.mkv", tmp_path / "out2.mkv", tmp_path / "used2.png")
     error = run(job, Inverter(), Options(mask="auto"), None, detector).error
-    assert "v.mkv: every frame has its own mask; leave --mask-out away" in str(error)
+    assert "v.mkv: every frame has its own mask; end --mask-out in .mkv" in str(error)
 
 
 # What fails is one line, names the file, and leaves nothing.
@@ -660,7 +660,7 @@ def test_bad_masks(mask: str, words: str, tmp_path: Path) -> None:
     [
         (Options(mask="alpha"), "needs a mask file"),
         (Options(mask_colour="#ff00ff"), "needs a mask file"),
-        (Options(codec="zzz"), "not written with zzz"),
+        (Options(encoder="zzz"), "zzz is unknown"),
     ],
 )
 def test_what_a_clip_cannot_have(options: Options, words: str, tmp_path: Path) -> None:

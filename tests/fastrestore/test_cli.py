@@ -6,7 +6,6 @@ within this one elsewhere, which saves a second a test.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import os
@@ -518,7 +517,7 @@ def test_exit_130_when_interrupted(here: Path) -> None:
     with (
         subprocess.Popen(command("restore", "in", "-o", "out", "--json", *options), **shared) as a,
         subprocess.Popen(
-            command("restore", "v.mkv", "-o", "w.mkv", "--codec", "ffv1", *options), **shared
+            command("restore", "v.mkv", "-o", "w.mkv", "--encoder", "ffv1", *options), **shared
         ) as b,
     ):
         first = json.loads(a.stdout.readline())  # type: ignore[union-attr]
@@ -728,7 +727,7 @@ def test_clean_without_a_number_means_auto(here: Path, fr: Call) -> None:
 
 def test_a_clip_with_a_mask(here: Path, fr: Call) -> None:
     write_frames(here / "v.mkv", [photo()] * 3, fps=10, codec="ffv1")
-    args = ("restore", "v.mkv", "-o", "w.mkv", "--mask", "m.png", "--codec", "ffv1", "--json")
+    args = ("restore", "v.mkv", "-o", "w.mkv", "--mask", "m.png", "--encoder", "ffv1", "--json")
     result = fr(*args, *ORT)
     assert result.code == 0, result.err
     found = json.loads(result.out)
@@ -781,7 +780,7 @@ def _examples(name: str) -> list[str]:
     return re.findall(rf"^\s*(fastrestore {name} .*)$", command.help, re.MULTILINE)
 
 
-@pytest.mark.parametrize("name", ["restore", "degrade", "evaluate", "bench"])
+@pytest.mark.parametrize("name", ["restore", "degrade", "evaluate"])
 def test_examples_of_help_texts_work(
     here: Path, fr: Call, name: str, request: pytest.FixtureRequest
 ) -> None:
@@ -805,11 +804,6 @@ def test_examples_of_help_texts_work(
             args += ORT
         if "auto" in args:
             args += ["--detector", str(request.getfixturevalue("magenta_detector"))]
-        if name == "bench":
-            if "--compare" in args or "--backend" not in args:
-                continue  # takes seconds, or the reports of an idle machine; see below
-            args += ["--seconds", "0.1", "--size", "32x32", "--video-size", "32x32"]
-            args[args.index("nano")] = "tiny"  # where only one model is shipped
         result = fr(name, *args)
         assert result.code == 0, (example, result.err)
 
@@ -909,70 +903,6 @@ def test_doctor_of_a_broken_installation(
     result = fr("doctor")
     assert (result.code, result.err) == (4, "")
     assert "FAIL  model broken: broken.onnx: not an ONNX file; make one with" in result.out
-
-
-def test_bench_takes_the_backends_that_run_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastrestore import environment
-    from fastrestore.commands import bench
-
-    for there in (False, True):
-        monkeypatch.setattr(environment, "has_cuda_device", lambda there=there: there)
-        for absent in ("", "torch", "triton", "openvino"):
-            monkeypatch.setattr(importlib.util, "find_spec", lambda m, gone=absent: m != gone)
-            wanted = ["ort"] + ["openvino"] * (absent != "openvino")
-            wanted += ["triton"] * (there and absent not in ("torch", "triton"))
-            assert bench._usable(("tiny",), 0) == wanted
-
-
-def test_bench_and_its_comparison(here: Path, fr: Call) -> None:
-    quick = ("--seconds", "0.1", "--size", "32x48", "--video-size", "32x32", "--backend", "ort")
-    result = fr("bench", *quick, "--threads", "1", "--output", "a.json", "--json")
-    assert result.code == 0, result.err
-    report = json.loads(result.out)
-    assert report == json.loads((here / "a.json").read_text())
-    assert [r["level"] for r in report["runs"]] == ["backend", "host", "frames"]
-    assert report["runs"][1]["shape"] == [48, 32, 3]
-    report["env"]["load_average"] = [0.0, 0.0, 0.0]  # as on an idle machine
-    for run in report["runs"]:
-        run["samples_ms"] = run["samples_ms"] * 20
-        run["cpu_samples_ms"] = run["cpu_samples_ms"] * 20
-    (here / "a.json").write_text(json.dumps(report))
-    for run in report["runs"]:
-        run["samples_ms"] = [2 * t for t in run["samples_ms"]]
-    (here / "b.json").write_text(json.dumps(report))
-    result = fr("bench", "--compare", "a.json", "b.json")
-    assert (result.code, result.err) == (0, "")
-    assert result.out.count("b is slower") == 3
-    assert "Row(" not in result.out  # words, not a Python object
-
-
-@pytest.mark.parametrize(
-    ("args", "code", "words"),
-    [
-        ("--size 8x8", 3, "size 8x8: must be from 16x16"),
-        ("--size big", 3, "size big: write it as WIDTHxHEIGHT"),
-        ("--size 99999x99999", 3, "64 megapixels"),
-        ("--compare nope.json a.png", 3, r"nope\.json: not a report"),
-        ("--compare a.png m.png", 3, r"a\.png: not a report"),
-        ("--compare empty.json empty.json", 3, "report"),
-        ("--model nope", 4, "no such model"),
-    ],
-)
-def test_bad_bench(here: Path, fr: Call, args: str, code: int, words: str) -> None:
-    (here / "empty.json").write_text("{}")
-    refused(fr("bench", *args.split()), code, words)
-
-
-def test_bench_that_cannot_write_says_so_before_it_measures(
-    here: Path, fr: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from fastrestore.commands import bench
-
-    def measure(*_: Any) -> None:
-        raise AssertionError("it measured first")
-
-    monkeypatch.setattr(bench, "_measure", measure)
-    refused(fr("bench", "--output", "nowhere/a.json", *ORT[:2]), 5, r"nowhere.*: ")
 
 
 def test_evaluate(here: Path, fr: Call) -> None:

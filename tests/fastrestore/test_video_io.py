@@ -11,10 +11,10 @@ import av
 import numpy as np
 import pytest
 
+from fastrestore.encoders import OUTPUT_SUFFIXES
 from fastrestore.errors import InputError
 from fastrestore.video_io import VideoReader, read_frames, write_frames
 from fastrestore.video_probe import VIDEO_SUFFIXES, Orientation, is_video, probe
-from fastrestore.video_write import OUTPUT_SUFFIXES, choose_encoding
 
 H, W = 48, 64
 SIDEWAYS = (0, 65536, 0, -65536, 0, 0, 0, 0, 1 << 30)
@@ -176,12 +176,6 @@ def test_reader_mixes_frames_and_packets_and_can_be_left_early(tmp_path: Path) -
         first = next(iter(reader))
         assert isinstance(first, av.VideoFrame)
         assert reader.time_base == Fraction(1, 1000)
-
-
-def test_codec_follows_the_suffix() -> None:
-    assert choose_encoding(Path("a.MP4"), None, 17, "veryfast").codec == "libx264"
-    assert choose_encoding(Path("a.webm"), None, 17, "veryfast").codec == "libvpx-vp9"
-    assert choose_encoding(Path("a.mkv"), "ffv1", 17, "veryfast").codec == "ffv1"
 
 
 def test_frames_written_are_the_frames_read(tmp_path: Path) -> None:

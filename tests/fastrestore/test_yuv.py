@@ -10,14 +10,8 @@ import numpy as np
 import pytest
 
 from fastrestore.errors import InputError
-from fastrestore.yuv import (
-    ColourTags,
-    Converter,
-    chroma_mask,
-    colour_tags,
-    plane_layout,
-    planes,
-)
+from fastrestore.planes import chroma_mask, planes
+from fastrestore.yuv import ColourTags, Converter, colour_tags, plane_layout
 
 LUMA = {1: (0.2126, 0.0722), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}
 PATCHES = [(200, 40, 40), (30, 180, 60), (40, 60, 210), (230, 220, 30), (128, 128, 128), (9, 9, 9)]
@@ -31,6 +25,14 @@ def exact_yuv(rgb: Any, matrix: int, full: bool) -> Any:
     if full:
         return np.stack([255 * y, 128 + 255 * u, 128 + 255 * v])
     return np.stack([16 + 219 * y, 128 + 224 * u, 128 + 224 * v])
+
+
+def deepened(yuv: Any, bits: int, full: bool) -> Any:
+    """Exact samples of 8 bit in the scale of more."""
+    if not full:
+        return yuv * 2.0 ** (bits - 8)
+    middle = np.array([0, 128, 128.0]).reshape(3, *[1] * (np.ndim(yuv) - 1))
+    return middle * 2.0 ** (bits - 8) + (yuv - middle) * (2**bits - 1) / 255
 
 
 def exact_rgb(yuv: Any, matrix: int, full: bool) -> Any:
@@ -54,9 +56,10 @@ def flat_frame(pix_fmt: str, yuv: Any, height: int = 48, width: int = 64) -> av.
             [u, v], f.planes[1].buffer_size
         )
         return f
+    bits = f.format.components[0].bits
     for p, value in zip(f.planes, (y, u, v), strict=False):
-        if "10le" in pix_fmt:
-            np.frombuffer(memoryview(p), np.uint16)[:] = value * 4
+        if bits > 8:
+            np.frombuffer(memoryview(p), np.uint16)[:] = value << (bits - 8)
         else:
             np.frombuffer(memoryview(p), np.uint8)[:] = value
     return f
@@ -87,8 +90,10 @@ def test_patches_to_rgb_and_back(pix_fmt: str, matrix: int, full: bool) -> None:
         back = c.to_frame(frame, rgb)
         assert (back.format.name, back.pts, back.time_base) == (c.layout.target, 7, frame.time_base)
         assert (int(back.colorspace), int(back.color_range)) == (matrix, 2 if full else 1)
-        for plane, value in zip(planes(back), exact_yuv(rgb[0, 0], matrix, full), strict=True):
-            assert abs(plane.mean() - value) < 0.7
+        exact = deepened(exact_yuv(rgb[0, 0], matrix, full), c.layout.depth, full)
+        made = back if c.layout.depth == 8 else c.from_rgb(rgb)
+        for plane, value in zip(planes(made), exact, strict=True):
+            assert abs(plane.mean() - value) < (0.7 if c.layout.depth == 8 else 1.1)
 
 
 @pytest.mark.parametrize("full", [False, True])
@@ -113,7 +118,8 @@ def test_grey_ramp_has_no_bias(full: bool) -> None:
 
 @pytest.mark.parametrize("full", [False, True])
 @pytest.mark.parametrize(("pix_fmt", "codec", "target"), [
-    ("gray", "ffv1", "gray"), ("gray", "libx264", "yuv420p"), ("gray10le", "ffv1", "gray"),
+    ("gray", "ffv1", "gray"), ("gray", "libx264", "yuv420p"), ("gray10le", "ffv1", "gray10le"),
+    ("gray10le", "libx265", "yuv420p10le"), ("gray16le", "libx265", "yuv420p12le"),
 ])  # fmt: skip
 def test_grey_follows_its_range_and_stays_colourless(
     pix_fmt: str, codec: str, target: str, full: bool
@@ -124,9 +130,10 @@ def test_grey_follows_its_range_and_stays_colourless(
     assert np.abs(rgb - (100 if full else (100 - 16) / 219 * 255)).max() < 1
     out = c.to_frame(f, np.full_like(rgb, (200, 30, 90)))
     assert out.format.name == target
+    scale = 2 ** (c.layout.depth - 8)
     for plane in planes(out)[1:]:
-        assert (plane == 128).all()
-    assert np.abs(planes(c.to_frame(f, rgb))[0].astype(int) - 100).max() <= 1
+        assert (plane == 128 * scale).all()
+    assert np.abs(planes(c.to_frame(f, rgb))[0] / scale - 100).max() <= 1
 
 
 @pytest.mark.parametrize(
@@ -141,7 +148,14 @@ def test_grey_follows_its_range_and_stays_colourless(
         ("yuv422p", (48, 63), "libx264", "yuv422p", "yuv444p", "odd"),
         ("gray", (48, 63), "libx264", "gray", "yuv444p", "odd"),
         ("yuv420p", (47, 63), "libvpx-vp9", "yuv420p", "yuv420p", ""),
-        ("yuv422p10le", (48, 64), "ffv1", "yuv422p", "yuv422p", "8 bit"),
+        ("yuv422p10le", (48, 64), "ffv1", "yuv422p10le", "yuv422p10le", "10 bit a sample are kept"),
+        ("p010le", (48, 64), "libx264", "yuv420p10le", "yuv420p10le", "10 bit"),
+        ("yuv420p12le", (48, 64), "libx265", "yuv420p12le", "yuv420p12le", "12 bit"),
+        ("yuv420p10le", (48, 64), "libvpx-vp9", "yuv420p", "yuv420p", "libvpx-vp9 holds no more"),
+        ("yuv420p10le", (47, 64), "ffv1", "yuv420p10le", "yuv420p10le", "10 bit"),
+        ("gbrp10le", (48, 64), "libx265", "yuv444p10le", "yuv444p10le", "RGB"),
+        ("yuv420p", (47, 64), "libx265", "yuv420p", "yuv444p", "H.265"),
+        ("yuv411p", (48, 64), "ffv1", "yuv411p", "yuv444p", "4:4:4"),
         ("yuva420p", (48, 64), "libx264", "yuv420p", "yuv420p", "transparency"),
         ("yuv411p", (48, 64), "libx264", "yuv411p", "yuv444p", "4:4:4"),
         ("rgb24", (48, 64), "libx264", "yuv444p", "yuv444p", "RGB"),
@@ -153,7 +167,7 @@ def test_layouts(
 ) -> None:
     layout = plane_layout(pix_fmt, *size, codec)
     assert (layout.source, layout.target) == (source, target)
-    assert len(layout.notes) == bool(note)
+    assert bool(layout.notes) == bool(note)
     assert note in "".join(layout.notes)
 
 
@@ -178,6 +192,69 @@ def test_composite_keeps_samples_through_a_change_of_layout(pix_fmt: str) -> Non
             up = np.repeat(np.repeat(planes(f)[k], fy, 0), fx, 1)[: size[0], : size[1]]
             assert np.array_equal(planes(out)[k][far], up[far])
             assert (planes(out)[k][mask == 1] != up[mask == 1]).mean() > 0.5
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize(
+    ("pix_fmt", "codec", "size"),
+    [
+        ("yuv420p10le", "ffv1", (48, 64)),
+        ("p010le", "libx265", (48, 64)),
+        ("yuv422p12le", "libx265", (48, 64)),
+        ("yuv420p10le", "libx264", (49, 67)),  # becomes 4:4:4
+        ("gray16le", "ffv1", (48, 64)),
+    ],
+)
+def test_deep_samples_stay_and_new_ones_use_the_depth(
+    pix_fmt: str, codec: str, size: tuple[int, int], full: bool
+) -> None:
+    rng = np.random.default_rng(3)
+    mask = np.zeros(size, np.uint8)
+    mask[13:20, 11:30] = 1
+    c = converter(pix_fmt, full=full, mask=mask, codec=codec, size=size)
+    f = av.VideoFrame(size[1], size[0], c.layout.source)
+    top = 2**c.layout.depth
+    for p in planes(f):
+        p[:] = rng.integers(0, top, p.shape)
+    given = f.reformat(format=pix_fmt) if pix_fmt == "p010le" else f
+    given.pts, given.time_base = 0, Fraction(1, 25)
+    patch = (200, 40, 40)
+    out = c.to_frame(given, np.full((*size, 3), patch, np.uint8))
+    assert out.format.name == c.layout.target
+    exact = deepened(exact_yuv(np.array(patch, float), 1, full), c.layout.depth, full)
+    block = c.layout.block
+    for k, (new, old) in enumerate(zip(planes(out), planes(f), strict=True)):
+        far, hole = np.ones(size, bool), mask > 0
+        far[12:20, 10:30] = False
+        if k and block != (1, 1):
+            if new.shape == old.shape:
+                step = (slice(None, None, block[0]), slice(None, None, block[1]))
+                far, hole = far[step], chroma_mask(hole, block) & ~far[step]
+            else:
+                old = np.repeat(np.repeat(old, block[0], 0), block[1], 1)[: size[0], : size[1]]
+        assert np.array_equal(new[far], old[far])
+        if not pix_fmt.startswith("gray"):
+            assert np.abs(new[hole] - exact[k]).max() <= 1.1
+
+
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pix_fmt", ["yuv444p10le", "yuv420p10le", "gray12le"])
+def test_without_a_mask_the_fine_part_of_a_deep_source_stays(pix_fmt: str, full: bool) -> None:
+    """A ramp finer than 8 bit, lifted by ten levels by the network: no steps come of it."""
+    c = converter(pix_fmt, full=full, size=(16, 512))
+    f = flat_frame(c.layout.source, (0, 128, 128), 16, 512)
+    scale = 2 ** (c.layout.depth - 8)
+    ramp = np.linspace(60 * scale, 120 * scale, 512).round().astype(np.uint16)
+    planes(f)[0][:] = ramp
+    rgb = c.to_rgb(f)
+    same, lifted = (planes(c.to_frame(f, a))[0][8].astype(int) for a in (rgb, rgb + np.uint8(10)))
+    assert np.array_equal(same, ramp)
+    step = lifted - ramp
+    assert np.abs(step - (10 if full else 10 * 219 / 255) * scale).max() <= 0.7 * scale
+    assert np.abs(np.diff(lifted)).max() <= 1.2 * scale
+    over = flat_frame(c.layout.source, (250, 128, 128), 16, 512)  # brighter than white, if limited
+    black = planes(c.to_frame(over, np.zeros_like(rgb)))[0]
+    assert abs(float(black.mean()) - (0 if full else 16 * scale)) <= scale
 
 
 def test_decoders_frame_is_never_written_to() -> None:
