@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastrestore.commands.options import SigmaType, engine_options, model_options
+from fastrestore.commands.options import RateType, SigmaType, engine_options, model_options
 from fastrestore.errors import InputError
 
 if TYPE_CHECKING:
@@ -93,7 +93,9 @@ if TYPE_CHECKING:
 )
 @click.option("--input-size", metavar="WxH", help="Of raw video from a pipe.")
 @click.option("--pixel-format", metavar="NAME", help="Of raw video, in and out.  [rgb24]")
-@click.option("--rate", metavar="FPS", help="Frames a second, where the source does not say.")
+@click.option(
+    "--rate", type=RateType(), metavar="FPS", help="Frames a second, where the source does not say."
+)
 @click.option(
     "--output-format",
     metavar="NAME",
@@ -129,7 +131,7 @@ def command(
     when_late: str | None,
     input_size: str | None,
     pixel_format: str | None,
-    rate: str | None,
+    rate: Fraction | None,
     output_format: str | None,
     encoder: str | None,
     crf: int | None,
@@ -192,7 +194,7 @@ def command(
         source={
             "input_size": _size(input_size),
             "pixel_format": pixel_format or "rgb24",
-            "rate": _rate(rate),
+            "rate": rate,
             "max_pixels": max_pixels,
         },
         sink={
@@ -240,19 +242,6 @@ def _size(text: str | None) -> tuple[int, int] | None:
     if match is None:
         raise InputError(f"--input-size {text}: must be like 640x480")
     return int(match[1]), int(match[2])
-
-
-def _rate(text: str | None) -> Fraction | None:
-    """Read `25`, `29.97` or `30000/1001`."""
-    if text is None:
-        return None
-    try:
-        rate = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        rate = Fraction(0)
-    if not 0 < rate <= 1000:
-        raise InputError(f"--rate {text}: must be frames a second, like 25 or 30000/1001")
-    return rate
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
+from fastrestore.encoders import ENCODERS
 from fastrestore.errors import InputError, OutputError
 from fastrestore.live.frame import LiveFrame
 from fastrestore.live.timeline import DEFAULT_RATE, TICKS_HZ, Timeline
@@ -29,15 +30,6 @@ if TYPE_CHECKING:
 
 KEYFRAME_S = 2  # a viewer who joins waits so long at most; a file that is cut off loses so much
 SUBSAMPLINGS = ("yuv420p", "yuv422p", "yuv444p")
-_WORST_CRF = {"libvpx-vp9": 63, "libsvtav1": 63, "ffv1": 63}  # FFV1 is lossless and ignores it
-_CODECS = {
-    "x264": "libx264",
-    "x265": "libx265",
-    "vp9": "libvpx-vp9",
-    "svt-av1": "libsvtav1",
-    "ffv1": "ffv1",
-    "nvenc": "h264_nvenc",
-}
 # Muxer -> encoders that it can hold; the first is the usual one.
 _HOLDS = {
     "matroska": ("x264", "x265", "vp9", "svt-av1", "ffv1", "nvenc"),
@@ -60,12 +52,14 @@ class Encoding:
         codec: FFmpeg's name of the encoder.
         pixel_format: What is encoded; a codec that cannot hold an odd size so takes another.
         options: Of the encoder.
+        least: Smallest side of a picture that it takes, px.
     """
 
     muxer: str
     codec: str
     pixel_format: str
     options: dict[str, str]
+    least: int = 1
 
 
 def choose_encoding(
@@ -91,19 +85,18 @@ def choose_encoding(
         InputError: One does not fit.
     """
     holds = _HOLDS[muxer]
-    short = {codec: alias for alias, codec in _CODECS.items()}
+    short = {known.codec: alias for alias, known in ENCODERS.items()}
     wish = short.get(encoder, encoder) if encoder not in (None, "auto") else holds[0]
     if wish not in holds:
         raise InputError(
             f"{name}: --encoder {encoder} does not go with it; use one of {', '.join(holds)}"
         )
-    codec = _CODECS[wish]
-    worst = _WORST_CRF.get(codec, 51)
-    if crf is not None and not 0 <= crf <= worst:
+    codec, worst = ENCODERS[wish].codec, ENCODERS[wish].worst
+    if crf is not None and worst and not 0 <= crf <= worst:  # FFV1 is lossless and ignores it
         raise InputError(f"{name}: --crf {crf} must be from 0 to {worst} for {wish}")
     chosen = pixel_format or ("yuv444p" if codec == "ffv1" else "yuv420p")
     options = _options(codec, str(20 if crf is None else crf), low_latency)
-    return Encoding(muxer, codec, chosen, options)
+    return Encoding(muxer, codec, chosen, options, ENCODERS[wish].least)
 
 
 def _options(codec: str, crf: str, low_latency: bool) -> dict[str, str]:
@@ -164,11 +157,16 @@ class Encoder:
             rate: Nominal, a hint for the encoder.
 
         Raises:
-            OutputError: The encoder does not start on this machine.
+            OutputError: The encoder does not start on this machine, or takes no picture so small.
             av.error.FFmpegError: The container cannot be written.
         """
         height, width = rgb.shape[:2]
         self.size = width, height
+        if min(self.size) < encoding.least:
+            raise OutputError(
+                f"the encoder {encoding.codec} takes pictures from {encoding.least} px a side; "
+                "use --encoder x264, or another"
+            )
         wish = plane_layout(encoding.pixel_format, height, width, encoding.codec)
         self.notes = list(wish.notes)
         tags = colour_of(height)
