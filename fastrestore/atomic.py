@@ -41,6 +41,22 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def part_of(target: Path) -> Path:
+    """Return `<stem>.part-<token>.<suffix>` beside a target, under which a video grows.
+
+    A name of its own: two runs to one target must not write into one file.
+    """
+    return target.with_name(f"{target.stem}.part-{secrets.token_hex(3)}{target.suffix}")
+
+
+def disk_reason(error: BaseException) -> str:
+    """Say why a video cannot be written, and how to mend it."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return "no space left; free some, or write to another disk"
+    reason = getattr(error, "strerror", None) or error
+    return f"cannot be written ({reason}); try another folder or format"
+
+
 def write_file(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a file under a temporary name in the same folder, then give it its own.
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from fastrestore.arrays import U8
 from fastrestore.atomic import label
-from fastrestore.clip import Progress, restore_clip
+from fastrestore.clip import restore_clip
 from fastrestore.detect import THRESHOLD, Detector, check_threshold
 from fastrestore.encoders import AUTO, OUTPUT_SUFFIXES
 from fastrestore.errors import FastRestoreError, InputError, OutputError
@@ -32,6 +32,7 @@ from fastrestore.journal import is_begun
 from fastrestore.mask_source import check_mask, find_mask, keep_mask, mask_notes
 from fastrestore.mask_video import SUFFIX as MASK_VIDEO
 from fastrestore.masks import mask_from_alpha, parse_colour
+from fastrestore.pipeline import Progress
 from fastrestore.restore import Restorer, Sigma
 from fastrestore.segments import SEGMENT_S
 from fastrestore.video_probe import is_video

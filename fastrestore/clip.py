@@ -15,8 +15,10 @@ from fastrestore.depends import depends_on
 from fastrestore.detect import Detector
 from fastrestore.errors import InputError
 from fastrestore.frame_masks import ConstantMask, FrameMask, open_masks
+from fastrestore.journal import Past
 from fastrestore.mask_source import keep_mask
 from fastrestore.mask_video import SUFFIX, MaskVideo
+from fastrestore.pipeline import Progress
 from fastrestore.restore import Restorer
 from fastrestore.segments import Resume
 from fastrestore.video import restore_video
@@ -24,9 +26,6 @@ from fastrestore.video_probe import probe
 
 if TYPE_CHECKING:
     from fastrestore.batch import Job, Options
-
-Progress = Callable[[int, int | None, float], None]  # frames done, frames in all, frames/s
-Past = dict[str, npt.NDArray[Any]]
 
 
 def restore_clip(

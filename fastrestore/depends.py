@@ -26,7 +26,7 @@ _PACKAGES = (
 # Options of other inputs, of the file alone, or of the encoder, which is compared as it is chosen.
 _FREE = frozenset(
     {"quality", "max_pixels", "overwrite", "resume", "segment_s", "again"}
-    | {"codec", "encoder", "crf", "preset"}
+    | {"encoder", "crf", "preset"}
 )
 
 

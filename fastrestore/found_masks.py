@@ -10,7 +10,9 @@ import numpy.typing as npt
 
 from fastrestore.arrays import U8
 from fastrestore.detect import Detector, damage_mask
-from fastrestore.moving_masks import MovingMask, Past
+from fastrestore.journal import Past
+from fastrestore.mask_source import if_unmarked
+from fastrestore.moving_masks import MovingMask
 
 if TYPE_CHECKING:
     from fastrestore.batch import Options
@@ -92,8 +94,7 @@ class FoundMasks(MovingMask):
     def notes(self) -> list[str]:
         """See `MovingMask`."""
         if not self._marked:
-            change = "only noise is removed" if self._options.sigma else "nothing is changed"
-            return [f"no damage found: {change}"]
+            return [f"no damage found: {if_unmarked(self._options)}"]
         found = [f"damage found in {self._marked} of {self._frames} frames"]
         if self._whole:
             found.append(f"{self._whole} of them look damaged all over and get no repair")

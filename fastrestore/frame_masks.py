@@ -14,9 +14,10 @@ from fastrestore.detect import Detector
 from fastrestore.errors import InputError
 from fastrestore.found_masks import FoundMasks
 from fastrestore.images import is_picture
+from fastrestore.journal import Past
 from fastrestore.mask_source import check_mask, mask_notes, needed
 from fastrestore.masks import grow, read_mask
-from fastrestore.moving_masks import FolderMasks, Past, VideoMasks, count_frames
+from fastrestore.moving_masks import FolderMasks, VideoMasks, count_frames
 from fastrestore.video_probe import is_video
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ class ConstantMask:
 
 
 def open_masks(
-    source: str | Path,
-    size: tuple[int, int],
-    options: Options,
-    detector: Detector | None,
-    frames: int | None = None,
+    source: str | Path, size: tuple[int, int], options: Options, detector: Detector | None
 ) -> FrameMask | None:
     """Open what `--mask` names for a clip or a stream.
 
@@ -103,7 +100,6 @@ def open_masks(
         size: Height and width of its upright frames, px.
         options: `mask` says which.
         detector: What finds the damage; needed for `auto` only.
-        frames: How many frames there will be; None = unknown, counted where the source is a file.
 
     Returns:
         The masks; None where none is asked for.
@@ -121,8 +117,8 @@ def open_masks(
     if path.is_dir():
         return FolderMasks(path, str(source), size, options)
     if is_video(path):
-        if frames is None and is_video(source) and Path(source).is_file():
-            frames = count_frames(source, options.max_pixels)
+        is_file = is_video(source) and Path(source).is_file()
+        frames = count_frames(source, options.max_pixels) if is_file else None
         return VideoMasks(path, str(source), size, options, frames)
     mask = read_mask(path, size, options.invert, options.max_pixels)
     check_mask(Path(source), mask, options)

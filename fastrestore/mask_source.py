@@ -99,8 +99,12 @@ def mask_notes(mask: U8 | None, options: Options) -> list[str]:
     auto = options.mask == "auto"
     if mask.any():
         return [f"damage found: {mask.mean():.2%} of the picture"] if auto else []
-    change = "only noise is removed" if options.sigma else "nothing is changed"
-    return [f"{'no damage found' if auto else 'the mask is empty'}: {change}"]
+    return [f"{'no damage found' if auto else 'the mask is empty'}: {if_unmarked(options)}"]
+
+
+def if_unmarked(options: Options) -> str:
+    """Say what happens where nothing is marked."""
+    return "only noise is removed" if options.sigma else "nothing is changed"
 
 
 def keep_mask(path: Path | None, mask: U8 | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -12,15 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastrestore.arrays import U8
-from fastrestore.atomic import label
+from fastrestore.atomic import label, part_of
 from fastrestore.errors import OutputError
+from fastrestore.yuv import FULL
 
 if TYPE_CHECKING:
     from av import VideoStream
     from av.container import OutputContainer
 
 SUFFIX = ".mkv"
-_FULL = 2  # range of grey: white is 255
 _RATE = Fraction(25)  # where the clip's is not known; masks belong to frames by number
 
 
@@ -38,7 +37,7 @@ class MaskVideo:
             fps: Frames per second of the clip; None = unknown.
         """
         self._target = target
-        self._part = target.with_name(f"{target.stem}.part-{secrets.token_hex(3)}{SUFFIX}")
+        self._part = part_of(target)
         self._rate = Fraction(fps).limit_denominator(1001) if fps else _RATE
         self._file: tuple[OutputContainer, VideoStream] | None = None
 
@@ -96,7 +95,7 @@ class MaskVideo:
         container = av.open(os.path.abspath(self._part), "w")
         stream = container.add_stream("ffv1", rate=self._rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "gray"
-        stream.codec_context.color_range = _FULL
+        stream.codec_context.color_range = FULL  # white is 255
         return container, stream
 
     def _unwritable(self, error: Exception) -> OutputError:

@@ -20,17 +20,16 @@ from fastrestore.arrays import U8
 from fastrestore.atomic import label
 from fastrestore.errors import InputError
 from fastrestore.images import is_picture
+from fastrestore.journal import Past
+from fastrestore.mask_source import if_unmarked
 from fastrestore.masks import grow, read_mask
-from fastrestore.video_io import VideoReader
+from fastrestore.video_io import VideoReader, to_upright
 from fastrestore.video_probe import MAX_PIXELS, open_video
-from fastrestore.yuv import Converter, plane_layout
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
     from fastrestore.batch import Options
-
-Past = dict[str, npt.NDArray[Any]]
 
 _LAST_NUMBER = re.compile(r"(\d+)\D*$", re.ASCII)
 _UNDECODED = 16  # at the start of a stream that was cut: packets that no frame may come of
@@ -84,8 +83,7 @@ class MovingMask(ABC):
 
     def _plain_notes(self) -> list[str]:
         if self._frames and not self._marked:
-            change = "only noise is removed" if self._options.sigma else "nothing is changed"
-            return [f"the mask of every frame is empty: {change}"]
+            return [f"the mask of every frame is empty: {if_unmarked(self._options)}"]
         if self._whole:
             return [f"{self._whole} masks cover the whole frame, which gets no repair"]
         return []
@@ -184,7 +182,7 @@ class VideoMasks(MovingMask):
         source: str,
         size: tuple[int, int],
         options: Options,
-        frames: int | None = None,
+        frames: int | None,
     ) -> None:
         """Open it.
 
@@ -218,9 +216,7 @@ class VideoMasks(MovingMask):
         self.close()
         self._reader = VideoReader(self._path, self._options.max_pixels)
         self._info, self._at = self._reader.info, -1  # number of the frame read last
-        height, width = self._info.stored_size[::-1]
-        layout = plane_layout(self._info.pixel_format, height, width, "ffv1")
-        self._converter = Converter(self._info.colour, layout)
+        self._upright = to_upright(self._info)
         self._left = _frames_of(self._reader)
 
     def _find(self, frame: U8, number: int) -> U8:
@@ -232,8 +228,7 @@ class VideoMasks(MovingMask):
         if mask is None:
             self._refuse_end("more", self._count)
         self._at = number
-        rgb = self._info.orientation.upright(self._converter.to_rgb(mask))
-        luma = np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY), np.uint8)
+        luma = np.asarray(cv2.cvtColor(self._upright(mask), cv2.COLOR_RGB2GRAY), np.uint8)
         return np.asarray((luma >= 128) != self._options.invert, np.uint8)
 
     def _refuse_end(self, wanted: str, count: int) -> NoReturn:

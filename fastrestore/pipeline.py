@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,12 +13,13 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import disk_reason
 from fastrestore.channel import Channel, ClosedError
 from fastrestore.encoders import Encoding
 from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.video_io import VideoReader
 from fastrestore.video_probe import VideoInfo
-from fastrestore.yuv import Converter, PlaneLayout
+from fastrestore.yuv import Converter
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -94,13 +94,12 @@ class _Picture:
 class Pipeline(Generic[Other]):
     """One run over a clip. What else comes among the frames travels with them, in its place."""
 
-    def __init__(self, task: Task, reader: VideoReader, layout: PlaneLayout, done: int = 0) -> None:
+    def __init__(self, task: Task, reader: VideoReader, done: int = 0) -> None:
         """Prepare a run.
 
         Args:
             task: What is to be done.
             reader: The clip, open.
-            layout: What its frames become.
             done: Frames that earlier runs have done, for the progress.
 
         Raises:
@@ -112,7 +111,7 @@ class Pipeline(Generic[Other]):
             hole = stored_mask(task.mask, reader.info, task.source)
         else:
             self._last_mask = task.mask
-        self._converter = Converter(reader.info.colour, layout, hole)
+        self._converter = Converter(reader.info.colour, task.encoding.layout, hole)
         self._decoded: Channel[_Picture | Other] = Channel(QUEUE_DEPTH)
         self._restored: Channel[_Picture | Other] = Channel(QUEUE_DEPTH)
         self._errors: list[BaseException] = []
@@ -244,10 +243,7 @@ def stored_mask(mask: U8, info: VideoInfo, source: Path) -> U8:
 
 def unwritable(target: Path, error: BaseException) -> OutputError:
     """Say in one line why writing failed."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return OutputError(f"{target}: no space left; free some, or write to another disk")
-    reason = getattr(error, "strerror", None) or error
-    return OutputError(f"{target}: cannot be written ({reason}); try another folder or format")
+    return OutputError(f"{target}: {disk_reason(error)}")
 
 
 def _join(threads: list[threading.Thread]) -> None:

@@ -20,7 +20,6 @@ from fastrestore.encoders import Encoding
 from fastrestore.environment import PROC
 from fastrestore.video_io import VideoReader
 from fastrestore.video_write import add_video
-from fastrestore.yuv import PlaneLayout
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
@@ -32,15 +31,12 @@ Stamps = npt.NDArray[np.int64]
 class SegmentWriter:
     """Encodes the frames of one segment, with an encoder of its own."""
 
-    def __init__(
-        self, part: Path, reader: VideoReader, layout: PlaneLayout, encoding: Encoding
-    ) -> None:
+    def __init__(self, part: Path, reader: VideoReader, encoding: Encoding) -> None:
         """Create the file.
 
         Args:
             part: Path to write; an old file there is replaced.
             reader: The clip.
-            layout: What the frames are.
             encoding: From `choose_encoding`.
 
         Raises:
@@ -54,7 +50,7 @@ class SegmentWriter:
         part.unlink(missing_ok=True)  # never write through a link left there
         self._container = av.open(os.path.abspath(part), "w", format="nut")
         try:
-            self._video = add_video(self._container, reader, layout, encoding, [])
+            self._video = add_video(self._container, reader, encoding, [])
             self._video.options = dict(repeatable(encoding))
         except BaseException:
             self.abandon()

@@ -39,7 +39,6 @@ from fastrestore.segment_file import SegmentWriter
 from fastrestore.video_io import VideoReader
 from fastrestore.video_seek import Position, open_at, place_before
 from fastrestore.video_write import VideoWriter
-from fastrestore.yuv import PlaneLayout
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -200,9 +199,8 @@ class _Run:
         task, journal = self._task, self._folder.journal
         reader, frames = open_at(task.source, task.max_pixels, journal.place, task.rate)
         with reader:
-            layout = task.encoding.layout
-            pipeline: Pipeline[_Cut] = Pipeline(task, reader, layout, journal.frames)
-            sink = _Segments(task, reader, layout, self._folder)
+            pipeline: Pipeline[_Cut] = Pipeline(task, reader, journal.frames)
+            sink = _Segments(task, reader, self._folder)
             pipeline.run(self._items(reader, frames), self._remember, sink)
 
     def _items(
@@ -271,7 +269,7 @@ class _Run:
         segments = [(folder.segment(i), folder.load_stamps(i)) for i in count]
         with VideoReader(task.source, task.max_pixels, task.rate) as reader:
             self._check_input()
-            writer = VideoWriter(part, reader, task.encoding.layout, task.encoding)
+            writer = VideoWriter(part, reader, task.encoding)
             try:
                 join(segments, journal.end or 0, reader, writer, task.stop)
             except BaseException:
@@ -292,10 +290,8 @@ def _is(path: Path, result: Result) -> bool:
 class _Segments:
     """Writes segments one after the other, and the journal behind each."""
 
-    def __init__(
-        self, task: Task, reader: VideoReader, layout: PlaneLayout, folder: WorkFolder
-    ) -> None:
-        self._task, self._reader, self._layout, self._folder = task, reader, layout, folder
+    def __init__(self, task: Task, reader: VideoReader, folder: WorkFolder) -> None:
+        self._task, self._reader, self._folder = task, reader, folder
         self._writer: SegmentWriter | None = None
         self._frames = 0
 
@@ -336,6 +332,6 @@ class _Segments:
         import av
 
         try:
-            return SegmentWriter(part, self._reader, self._layout, self._task.encoding)
+            return SegmentWriter(part, self._reader, self._task.encoding)
         except (av.error.FFmpegError, OSError, ValueError) as e:  # or no such encoder
             raise unwritable(self._task.target, e) from e

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import part_of
 from fastrestore.encoders import AUTO, choose_encoding
 from fastrestore.errors import OutputError
 from fastrestore.pipeline import End, Pipeline, Progress, Task, VideoReport, unwritable
@@ -20,7 +20,6 @@ from fastrestore.segments import Resume, restore_in_segments
 from fastrestore.video_io import VideoReader
 from fastrestore.video_probe import MAX_PIXELS, probe
 from fastrestore.video_write import VideoWriter
-from fastrestore.yuv import PlaneLayout
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -110,12 +109,10 @@ def _at_once(task: Task) -> VideoReport:
     started, target = time.monotonic(), task.target
     if target.exists() and not task.overwrite:
         raise OutputError(f"{target}: exists already; use --overwrite to replace it")
-    # A name of its own: two runs to one target must not write into one file.
-    part = target.with_name(f"{target.stem}.part-{secrets.token_hex(3)}{target.suffix}")
+    part = part_of(target)
     with VideoReader(task.source, task.max_pixels, task.rate) as reader:
-        layout = task.encoding.layout
-        pipeline: Pipeline[Packet[Stream]] = Pipeline(task, reader, layout)
-        file = _File(task, part, reader, layout)
+        pipeline: Pipeline[Packet[Stream]] = Pipeline(task, reader)
+        file = _File(task, part, reader)
         try:
             frames = pipeline.run(reader, lambda packet: packet, file)
         except KeyboardInterrupt as e:
@@ -126,7 +123,7 @@ def _at_once(task: Task) -> VideoReport:
     except OSError as e:
         part.unlink(missing_ok=True)
         raise unwritable(target, e) from e
-    notes = [*reader.info.notes, *layout.notes, *file.notes, *reader.notes]
+    notes = [*reader.info.notes, *task.encoding.layout.notes, *file.notes, *reader.notes]
     return VideoReport(frames, time.monotonic() - started, reader.damaged_packets, notes)
 
 
@@ -137,14 +134,14 @@ class _File:
         notes: What it could not keep, in words.
     """
 
-    def __init__(self, task: Task, part: Path, reader: VideoReader, layout: PlaneLayout) -> None:
+    def __init__(self, task: Task, part: Path, reader: VideoReader) -> None:
         """Create the file; raises OutputError."""
         import av
 
         self._part = part
         try:
             part.unlink(missing_ok=True)  # never write through a link left there
-            self._writer = VideoWriter(part, reader, layout, task.encoding)
+            self._writer = VideoWriter(part, reader, task.encoding)
         except (av.error.FFmpegError, OSError, ValueError) as e:  # or no such encoder
             with suppress(OSError):
                 part.unlink(missing_ok=True)

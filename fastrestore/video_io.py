@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,7 @@ from fastrestore.video_clock import DEFAULT_RATE, Clock
 from fastrestore.video_fit import Fit
 from fastrestore.video_probe import (
     MAX_PIXELS,
+    VideoInfo,
     has_captions,
     open_video,
     probe,
@@ -276,6 +277,13 @@ def _of_other_programs(path: Path, video: int, container: InputContainer) -> fro
     return frozenset().union(*programs.values()).difference(*kept) if kept else frozenset()
 
 
+def to_upright(info: VideoInfo) -> Callable[[VideoFrame], U8]:
+    """Return what turns a clip's frames into upright uint8 RGB, `(H, W, 3)`; for one thread."""
+    width, height = info.stored_size
+    converter = Converter(info.colour, plane_layout(info.pixel_format, height, width, "ffv1"))
+    return lambda frame: info.orientation.upright(converter.to_rgb(frame))
+
+
 def read_frames(source: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[U8]:
     """Decode a clip: upright uint8 RGB frames (H, W, 3), in order.
 
@@ -285,11 +293,10 @@ def read_frames(source: str | Path, max_pixels: int = MAX_PIXELS) -> Iterator[U8
     from av import VideoFrame
 
     with VideoReader(source, max_pixels) as reader:
-        info, (width, height) = reader.info, reader.size
-        converter = Converter(info.colour, plane_layout(info.pixel_format, height, width, "ffv1"))
+        upright = to_upright(reader.info)
         for item in reader:
             if isinstance(item, VideoFrame):
-                yield info.orientation.upright(converter.to_rgb(item))
+                yield upright(item)
 
 
 def write_frames(target: str | Path, frames: Iterable[U8], *, fps: int, codec: str) -> None:

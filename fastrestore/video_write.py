@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,7 @@ from fastrestore.encoders import Encoding
 from fastrestore.stream_copies import HAS_EDIT_LISTS, Copies, tried
 from fastrestore.video_io import VideoReader
 from fastrestore.video_probe import odd_metadata
-from fastrestore.yuv import PlaneLayout
+from fastrestore.yuv import FULL, LIMITED
 
 if TYPE_CHECKING:
     from av import VideoFrame, VideoStream
@@ -38,15 +39,12 @@ class VideoWriter:
         notes: What the file could not keep, in words.
     """
 
-    def __init__(
-        self, part: Path, reader: VideoReader, layout: PlaneLayout, encoding: Encoding
-    ) -> None:
+    def __init__(self, part: Path, reader: VideoReader, encoding: Encoding) -> None:
         """Create the file with all its streams, in the order of the input, and its header.
 
         Args:
             part: Path to write; an old file there is replaced.
             reader: The input: streams, tags, chapters.
-            layout: What the frames will be.
             encoding: From `choose_encoding`.
 
         Raises:
@@ -65,7 +63,7 @@ class VideoWriter:
         self._first: tuple[int, int] | None = None  # time stamps of the first encoded packet
         for stream in reader.container.streams:
             if stream.index == reader.stream.index:
-                self._video = add_video(self._container, reader, layout, encoding, self.notes)
+                self._video = add_video(self._container, reader, encoding, self.notes)
             else:
                 self._copies.add(stream)
         self.notes += self._copies.notes
@@ -114,10 +112,8 @@ class VideoWriter:
         """Close the file after an error; that it cannot be completed is no news."""
         import av
 
-        try:
+        with suppress(av.error.FFmpegError, OSError, ValueError):
             self._container.close()
-        except (av.error.FFmpegError, OSError, ValueError):
-            return
 
     def _encode(self, frame: VideoFrame) -> None:
         self._durations[frame.pts or 0] = frame.duration
@@ -142,18 +138,13 @@ class VideoWriter:
 
 
 def add_video(
-    container: OutputContainer,
-    reader: VideoReader,
-    layout: PlaneLayout,
-    encoding: Encoding,
-    notes: list[str],
+    container: OutputContainer, reader: VideoReader, encoding: Encoding, notes: list[str]
 ) -> VideoStream:
     """Add the stream that is encoded, with the input's size, clock, shape and tags.
 
     Args:
         container: Open for writing.
         reader: The input.
-        layout: What the frames will be.
         encoding: From `choose_encoding`.
         notes: Gets what cannot be kept, in words.
 
@@ -172,7 +163,7 @@ def add_video(
     context = new.codec_context
     context.time_base = reader.time_base  # not 1 / fps: the frames keep their own stamps
     context.colorspace = info.colour.matrix
-    context.color_range = 2 if info.colour.full else 1
+    context.color_range = FULL if info.colour.full else LIMITED
     context.color_primaries, context.color_trc = info.colour.primaries, info.colour.transfer
     is_mp4 = f".{container.format.name}" in HAS_EDIT_LISTS
     if old.sample_aspect_ratio:

@@ -45,7 +45,6 @@ def compare(
     *,
     busy_ok: bool = False,
     resamples: int = RESAMPLES,
-    rng: np.random.Generator | None = None,
 ) -> list[Row]:
     """Compare two reports; equal runs of a report are pooled.
 
@@ -57,12 +56,11 @@ def compare(
         names: Of both, for messages.
         busy_ok: Compare although one was made on a busy machine.
         resamples: Bootstrap samples.
-        rng: None = seed 0: the same files give the same interval.
 
     Raises:
         InputError: Not a report, or made on a busy machine.
     """
-    rng = np.random.default_rng(0) if rng is None else rng
+    rng = np.random.default_rng(0)  # the same files give the same interval
     of_a, of_b = (_times(name, r, busy_ok) for name, r in zip(names, (a, b), strict=True))
     runs = dict.fromkeys([*of_a, *of_b])  # the order of the reports, each run once
     return [_row(run, of_a.get(run), of_b.get(run), resamples, rng) for run in runs]

@@ -20,9 +20,8 @@ from fastrestore.cuda_driver import LIBRARY, failure
 from fastrestore.errors import EngineError
 
 COMPUTE = "GPU Compute Time"
-LATENCY = "Latency"
 ENQUEUE = "Enqueue Time"
-WORDS = (LATENCY, ENQUEUE, "H2D Latency", COMPUTE, "D2H Latency")
+WORDS = ("Latency", ENQUEUE, "H2D Latency", COMPUTE, "D2H Latency")
 MARKS = 4  # before the copy to the device, after it, after the model, after the copy back
 
 

@@ -51,10 +51,10 @@ class Host:
             ModelError, EngineError, MissingExtraError, InputError: See `open_backend`.
         """
         each = threads if streams == 1 else max(1, (threads or usable_cores()) // streams)
-        runner = open_backend(model, backend, each, device=device)
-        self.name, self.backend = find_model(model).stem, runner.name
-        self.precision, self.sha256 = identity(model, runner)
-        runner.close()
+        loaded = open_backend(model, backend, each, device=device)
+        self.name, self.backend = find_model(model).stem, loaded.name
+        self.precision, self.sha256 = identity(model, loaded)
+        loaded.close()
         with ExitStack() as held:
             self.restorers = [
                 held.enter_context(Restorer(model, backend=backend, threads=each, device=device))

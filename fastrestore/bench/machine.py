@@ -34,18 +34,13 @@ def describe(card: Nvml | None, models: Sequence[str] = ()) -> dict[str, Any]:
     env = describe_environment()
     env["gpu"] = None if card is None else card.describe()
     env["jetson"] = _board() if jetson.is_jetson() else None
-    env["models"] = {name: sha256(name) for name in models}
+    env["models"] = {m: hashlib.sha256(find_model(m).read_bytes()).hexdigest() for m in models}
     gpu = env["gpu"]
     if gpu and gpu["processes"]:  # this one has not begun yet
         env["warnings"].append(f"other processes compute on the GPU: {gpu['processes']}")
     if gpu and gpu["throttled_by"]:
         env["warnings"].append(f"the GPU is slowed down: {', '.join(gpu['throttled_by'])}")
     return env
-
-
-def sha256(model: str) -> str:
-    """Return the hash of a model's file."""
-    return hashlib.sha256(find_model(model).read_bytes()).hexdigest()
 
 
 def line(env: Mapping[str, Any]) -> str:

@@ -27,7 +27,7 @@ _CLOCKS = {"graphics": 0, "sm": 1, "memory": 2}
 
 
 class Nvml:
-    """One device, from `open` to `close`."""
+    """One device, from `here` to `close`."""
 
     name = "nvml"
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastrestore.atomic import label
 from fastrestore.bench.machine import line
-from fastrestore.bench.record import group, who
+from fastrestore.bench.record import groups, who
 from fastrestore.errors import InputError, need
 from fastrestore.figure import OTHERS, OURS
 
@@ -44,20 +44,18 @@ def draw(report: Mapping[str, Any], kind: str) -> bytes:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in report["runs"]:
-        groups.setdefault(group(run), []).append(run)
+    by_group = groups(report["runs"])
     names = list(dict.fromkeys(who(run) for run in report["runs"]))
     colours = {name: _COLOURS[i % len(_COLOURS)] for i, name in enumerate(names)}
     matplotlib = need("matplotlib", "plot")
     backend = need("matplotlib.backends.backend_agg", "plot")
     with matplotlib.rc_context({"svg.hashsalt": _SALT, "svg.fonttype": "none"}):
         figure = need("matplotlib.figure", "plot").Figure(
-            figsize=(9, 0.6 + 2.1 * len(groups)), dpi=150, layout="constrained"
+            figsize=(9, 0.6 + 2.1 * len(by_group)), dpi=150, layout="constrained"
         )
         backend.FigureCanvasAgg(figure)
-        axes = figure.subplots(len(groups), 2, squeeze=False, width_ratios=(2, 3))
-        for (left, right), (title, runs) in zip(axes, groups.items(), strict=True):
+        axes = figure.subplots(len(by_group), 2, squeeze=False, width_ratios=(2, 3))
+        for (left, right), (title, runs) in zip(axes, by_group.items(), strict=True):
             _row(left, right, title, runs, colours)
         axes[-1][0].set_xlabel("ms", fontsize=8)
         axes[-1][1].set_xlabel("call, in the order of measuring", fontsize=8)

@@ -226,6 +226,14 @@ def group(run: Mapping[str, Any]) -> str:
     return " ".join(w for w in words if w)
 
 
+def groups(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Return the runs by their group, in the order of the report."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for run in runs:
+        found.setdefault(group(run), []).append(run)
+    return found
+
+
 def who(run: Mapping[str, Any]) -> str:
     """Return what ran."""
     return " ".join(str(run[k]) for k in WHO if run[k])

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastrestore.arrays import U8
-from fastrestore.bench.device_time import COMPUTE, WORDS, DeviceTimes
+from fastrestore.bench.device_time import COMPUTE, ENQUEUE, WORDS, DeviceTimes
 from fastrestore.bench.power import PowerLog, Span
 from fastrestore.bench.quiet import Watch
 from fastrestore.bench.record import Labels, Level, Run
@@ -54,7 +54,7 @@ class Subject:
             n = len(samples.wall_ms)
             device = {word: Percentiles.of(self.device.of(word, n)) for word in WORDS}
             rate = 1e3 * self.items * n / float(samples.wall_ms.sum())
-            enqueue, compute = device["Enqueue Time"].p50, device[COMPUTE].p50
+            enqueue, compute = device[ENQUEUE].p50, device[COMPUTE].p50
             if enqueue > compute:
                 notes.append(HOST_BOUND.format(enqueue, compute))
             samples = samples._replace(wall_ms=self.device.of(COMPUTE, n))

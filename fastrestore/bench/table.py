@@ -9,7 +9,7 @@ from typing import Any
 
 from fastrestore.bench.compare import Row
 from fastrestore.bench.machine import line
-from fastrestore.bench.record import group, key, who
+from fastrestore.bench.record import groups, key, who
 
 _TIMES = ("min", "p50", "p90", "p95", "p99", "max")
 _HEADS = ("n", *_TIMES, "cv", "cpu", "per s", "ratio (95 %)")
@@ -35,18 +35,16 @@ _SUMMARY = ("min", "p50", "p90", "p95", "p99", "max", "mean", "sd", "cv")
 def text(report: Mapping[str, Any]) -> str:
     """Return the machine, the models and a table: a block for each thing that was compared."""
     over = {r["run"]: r for r in report["ratios"]}
-    groups: dict[str, list[Mapping[str, Any]]] = {}
-    for run in report["runs"]:
-        groups.setdefault(group(run), []).append(run)
+    by_group = groups(report["runs"])
     blocks = [
         [[title, *_HEADS], *([f"  {who(run)}", *_cells(run, over.get(key(run)))] for run in runs)]
-        for title, runs in groups.items()
+        for title, runs in by_group.items()
     ]
     widths = [max(len(row[i]) for b in blocks for row in b) for i in range(len(_HEADS) + 1)]
     lines = [line(report["env"])]
     lines += [f"{name}: sha256 {digest[:12]}" for name, digest in report["env"]["models"].items()]
     lines.append(_LEGEND)
-    for rows, runs in zip(blocks, groups.values(), strict=True):
+    for rows, runs in zip(blocks, by_group.values(), strict=True):
         lines.append("")
         for row, run in zip(rows, [None, *runs], strict=True):
             first, *rest = (

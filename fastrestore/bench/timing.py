@@ -88,7 +88,8 @@ class Series:
         """
         self._call, self._keep, self._limits, self._clock = call, keep, limits, clock
         self._times = np.empty((2, limits.max_n))
-        self._n, self._turns = 0, [0] * 0
+        self._n = 0
+        self._turns: list[int] = []
         self._spent_s = self._last_s = 0.0
         self.is_over = False
         self.span = (0.0, 0.0)  # of the last turn

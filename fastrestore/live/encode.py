@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING
@@ -69,7 +70,6 @@ def choose_encoding(
     encoder: str | None = None,
     crf: int | None = None,
     pixel_format: str | None = None,
-    low_latency: bool = True,
 ) -> Encoding:
     """Check the wishes against what a container can hold.
 
@@ -79,7 +79,6 @@ def choose_encoding(
         encoder: `x264` or FFmpeg's `libx264`, and so on; None: the usual one.
         crf: Quality, 0 = best; None: 20.
         pixel_format: One of `SUBSAMPLINGS`; None: yuv420p, lossless yuv444p.
-        low_latency: A frame leaves the encoder before the next one comes.
 
     Raises:
         InputError: One does not fit.
@@ -95,34 +94,27 @@ def choose_encoding(
     if crf is not None and worst and not 0 <= crf <= worst:  # FFV1 is lossless and ignores it
         raise InputError(f"{name}: --crf {crf} must be from 0 to {worst} for {wish}")
     chosen = pixel_format or ("yuv444p" if codec == "ffv1" else "yuv420p")
-    options = _options(codec, str(20 if crf is None else crf), low_latency)
+    options = _options(codec, str(20 if crf is None else crf))
     return Encoding(muxer, codec, chosen, options, ENCODERS[wish].least)
 
 
-def _options(codec: str, crf: str, low_latency: bool) -> dict[str, str]:
-    """Options of an encoder: fast, because the model needs the processor too."""
+def _options(codec: str, crf: str) -> dict[str, str]:
+    """Options of an encoder.
+
+    Fast, because the model needs the processor too; a frame leaves before the next one comes.
+    """
     if codec == "libx264":
-        return {
-            "preset": "veryfast",
-            "crf": crf,
-            **({"tune": "zerolatency"} if low_latency else {}),
-        }
+        return {"preset": "veryfast", "crf": crf, "tune": "zerolatency"}
     if codec == "libx265":
         quiet = {"x265-params": "log-level=none"}
-        tune = {"tune": "zerolatency"} if low_latency else {}
-        return {"preset": "ultrafast", "crf": crf, **tune, **quiet}
+        return {"preset": "ultrafast", "crf": crf, "tune": "zerolatency", **quiet}
     if codec == "libvpx-vp9":
-        lag = {"lag-in-frames": "0"} if low_latency else {}
-        return {"crf": crf, "b": "0", "deadline": "realtime", "cpu-used": "8", "row-mt": "1", **lag}
+        speed = {"deadline": "realtime", "cpu-used": "8", "row-mt": "1"}
+        return {"crf": crf, "b": "0", "lag-in-frames": "0", **speed}
     if codec == "libsvtav1":
-        return {
-            "crf": crf,
-            "preset": "10",
-            **({"svtav1-params": "pred-struct=1"} if low_latency else {}),
-        }
+        return {"crf": crf, "preset": "10", "svtav1-params": "pred-struct=1"}
     if codec == "h264_nvenc":
-        tune = {"tune": "ull", "zerolatency": "1"} if low_latency else {}
-        return {"rc": "constqp", "qp": crf, **tune}
+        return {"rc": "constqp", "qp": crf, "tune": "ull", "zerolatency": "1"}
     return {"level": "3", "slicecrc": "1"}
 
 
@@ -230,7 +222,5 @@ class Encoder:
         """Close the container after an error; that it cannot be completed is no news."""
         import av
 
-        try:
+        with suppress(av.error.FFmpegError, OSError, ValueError):
             self._container.close()
-        except (av.error.FFmpegError, OSError, ValueError):
-            return

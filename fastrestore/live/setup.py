@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastrestore.atomic import label
 from fastrestore.errors import EngineError, InputError
-from fastrestore.frame_masks import FrameMask, open_masks
+from fastrestore.frame_masks import open_masks
 from fastrestore.live.addresses import masked, scheme
 from fastrestore.live.frame import Source
 from fastrestore.live.policy import STEPS, Ladder, Step
@@ -97,17 +97,11 @@ def open_streams(
             source = ReturningSource(source, reopen)
         stack.callback(source.close)
         sink = open_sink(sink_name, rate=partial(getattr, source, "rate"), **ends.sink)
-        masks = partial(_open_masks, source.name, options, detector)
+        masks = partial(open_masks, source.name, options=options, detector=detector)
         streams.append(
             Stream(source, sink, newest=ends.newest, open_masks=masks if options.mask else None)
         )
     return streams
-
-
-def _open_masks(
-    name: str, options: Options, detector: Detector | None, size: tuple[int, int]
-) -> FrameMask | None:
-    return open_masks(name, size, options, detector)
 
 
 def open_ladder(

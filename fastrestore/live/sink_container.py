@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections.abc import Callable
 from fractions import Fraction
@@ -123,11 +122,3 @@ def check_size(frame: LiveFrame, size: tuple[int, int], name: str) -> None:
     if (width, height) != size:
         old = "{}x{}".format(*size)
         raise OutputError(f"{name}: a frame is {width}x{height}, the first was {old}; start anew")
-
-
-def disk_reason(error: Exception) -> str:
-    """Say why a file cannot be written."""
-    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return "no space left; free some, or write to another disk"
-    reason = getattr(error, "strerror", None) or error
-    return f"cannot be written ({reason}); try another folder or format"

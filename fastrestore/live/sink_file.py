@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import os
-import secrets
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrestore.atomic import label
+from fastrestore.atomic import disk_reason, label, part_of
 from fastrestore.errors import InputError, OutputError
 from fastrestore.live.encode import Encoding
 from fastrestore.live.frame import LiveFrame
-from fastrestore.live.sink_container import ContainerSink, Rate, disk_reason
+from fastrestore.live.sink_container import ContainerSink, Rate
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -66,11 +65,7 @@ class FileSink:
         self.name = label(path)
         self._target = Path(path)
         self._check(overwrite)
-        # A name of its own: two runs to one target must not write into one file.
-        token = secrets.token_hex(3)
-        self._part = self._target.with_name(
-            f"{self._target.stem}.part-{token}{self._target.suffix}"
-        )
+        self._part = part_of(self._target)
         self._muxer = encoding.muxer
         self._abandoned = False
         self._inner = ContainerSink(self.name, encoding, rate, self._open, reason=disk_reason)

@@ -8,12 +8,13 @@ import threading
 import numpy as np
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import disk_reason
 from fastrestore.errors import InputError, OutputError
 from fastrestore.live import y4m
 from fastrestore.live.descriptors import Outlet
 from fastrestore.live.encode import SUBSAMPLINGS, Encoding, colour_of, planar
 from fastrestore.live.frame import LiveFrame
-from fastrestore.live.sink_container import ContainerSink, Rate, check_size, current, disk_reason
+from fastrestore.live.sink_container import ContainerSink, Rate, check_size, current
 from fastrestore.live.timeline import DEFAULT_RATE
 from fastrestore.planes import planes
 from fastrestore.yuv import Converter

@@ -32,7 +32,6 @@ def open_sink(
     pixel_format: str | None = None,
     output_format: str | None = None,
     overwrite: bool = False,
-    low_latency: bool = True,
 ) -> Sink:
     """Prepare what a text means. It opens itself at the first frame.
 
@@ -54,7 +53,6 @@ def open_sink(
             do not count there, as they may be those of a raw source. None: the usual one.
         output_format: Of stdout, one of `PIPE_FORMATS`; None: y4m.
         overwrite: Replace files that exist.
-        low_latency: Encode each frame at once; False: smaller, up to two seconds later.
 
     Raises:
         InputError: An option that does not fit.
@@ -64,9 +62,7 @@ def open_sink(
     if form not in PIPE_FORMATS:
         raise InputError(f"--output-format {form}: must be one of {', '.join(PIPE_FORMATS)}")
     planar = pixel_format if pixel_format in SUBSAMPLINGS else None
-    encoding = partial(
-        choose_encoding, encoder=encoder, crf=crf, pixel_format=planar, low_latency=low_latency
-    )
+    encoding = partial(choose_encoding, encoder=encoder, crf=crf, pixel_format=planar)
     if text == "none":
         return NullSink()
     if text == "-":

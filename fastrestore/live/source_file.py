@@ -8,8 +8,7 @@ from collections.abc import Generator
 from fractions import Fraction
 
 from fastrestore.live.frame import LiveFrame
-from fastrestore.video_io import VideoReader
-from fastrestore.yuv import Converter, plane_layout
+from fastrestore.video_io import VideoReader, to_upright
 
 
 class FileSource:
@@ -42,14 +41,11 @@ class FileSource:
     def _draw(self) -> Generator[LiveFrame, None, None]:
         from av import VideoFrame
 
-        reader, info = self._reader, self._reader.info
-        width, height = reader.size
-        converter = Converter(info.colour, plane_layout(info.pixel_format, height, width, "ffv1"))
+        reader, upright = self._reader, to_upright(self._reader.info)
         number = 0
         for item in reader:
             if isinstance(item, VideoFrame):
-                rgb = info.orientation.upright(converter.to_rgb(item))
                 pts = None if item.pts is None else item.pts * reader.time_base
-                yield LiveFrame(rgb, number, time.monotonic(), pts)
+                yield LiveFrame(upright(item), number, time.monotonic(), pts)
                 number += 1
         self.notes += [f"{self.name}: {note}" for note in reader.notes]

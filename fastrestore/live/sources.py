@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from fractions import Fraction
 
+from fastrestore.atomic import label
 from fastrestore.errors import InputError
 from fastrestore.images import is_picture
 from fastrestore.live.addresses import masked, scheme
@@ -63,5 +64,5 @@ def open_source(
     if os.path.isdir(text) or ("%" in os.path.basename(text) and not os.path.exists(text)):
         return ImageSource(text, rate=rate, max_pixels=max_pixels)
     if is_picture(text):
-        raise InputError(f"{text}: is one picture; use `fastrestore restore {text}`")
+        raise InputError(f"{label(text)}: is one picture; use `fastrestore restore {label(text)}`")
     return FileSource(text, max_pixels=max_pixels)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from fastrestore.journal import WorkFolder, is_begun
 from fastrestore.locking import lock
 from fastrestore.segment_file import SegmentWriter
 from fastrestore.video_io import VideoReader
+from fastrestore.video_write import VideoWriter
 from tests.fastrestore.broken_jobs import (
     CFR,
     SIDEWAYS,
@@ -67,7 +70,7 @@ def test_a_broken_run_is_gone_on_with(
 
 @pytest.mark.parametrize("encoder", ["x264", "vp9"])
 def test_lossy_encoders_in_other_files(tmp_path: Path, encoder: str) -> None:
-    source = make_clip(tmp_path / "in.mp4")
+    source = make_clip(tmp_path / "in.mp4", pts=VFR)
     whole, parts, plain = (tmp_path / f"{n}.mp4" for n in ("whole", "parts", "plain"))
     restore(source, whole, encoder=encoder)
     with pytest.raises(KeyboardInterrupt):
@@ -98,6 +101,42 @@ def test_a_place_is_found_though_the_index_is_wrong(
     restore(source, tmp_path / "parts.mkv")
     assert len(sought) == 1  # and then from the beginning
     assert contents(tmp_path / "parts.mkv") == contents(tmp_path / "whole.mkv")
+
+
+def test_what_earlier_runs_have_seen_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(video_seek, "RUN_UP_S", 0)
+    source, target = make_clip(tmp_path / "in.mkv"), tmp_path / "out.mkv"
+    data = source.read_bytes()
+    with av.open(str(source)) as c:
+        body = [bytes(p) for p in c.demux(video=0) if p.size][5]
+    source.write_bytes(data.replace(body, bytes(len(body))))
+    with pytest.raises(KeyboardInterrupt):
+        restore(source, target, Blend(30))
+    report = restore(source, target)
+    assert report.notes == ["1 damaged packets skipped"]
+    assert (report.frames, report.dropped_packets) == (N - 1, 1)
+
+
+def test_joining_goes_through_all_streams_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, order = make_clip(tmp_path / "in.mp4"), []
+
+    def note(write: Any) -> Any:
+        def noted(self: VideoWriter, packet: Any, *end: Any) -> None:
+            order.append(packet.dts * packet.time_base)
+            write(self, packet, *end)
+
+        return noted
+
+    for name in ("write_encoded", "write_packet"):
+        monkeypatch.setattr(VideoWriter, name, note(getattr(VideoWriter, name)))
+    restore(source, tmp_path / "out.mkv")
+    assert len(order) > N
+    back = np.maximum.accumulate(order) - order
+    assert max(back) < 0.3  # the memory of whoever has to sort them
 
 
 def test_progress_counts_what_was_done(tmp_path: Path) -> None:
@@ -282,6 +321,23 @@ def test_an_input_that_vanishes_or_is_cut(
     os.utime(source, ns=(before.st_atime_ns, before.st_mtime_ns))
     restore(source, target)
     assert contents(target) == contents(whole)
+
+
+@pytest.mark.parametrize("words", ["was changed", "cannot be read (Input/output error)"])
+def test_an_end_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str) -> None:
+    """What looks like the end is that of a file which is cut while it is read, or of its disk."""
+    source, target = make_clip(tmp_path / "in.mkv"), tmp_path / "out.mkv"
+    pictures = VideoReader.pictures
+
+    def broken_off(self: VideoReader) -> Iterator[av.VideoFrame]:
+        yield from islice(pictures(self), 50)
+        if "Input/output" in words:
+            self.stopped = av.error.OSError(errno.EIO, "Input/output error")
+        else:
+            cut(source)
+
+    monkeypatch.setattr(VideoReader, "pictures", broken_off)
+    refused(InputError, words, "48 frames are kept", run=lambda: restore(source, target))
 
 
 def test_an_encoder_that_dies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,12 +59,11 @@ def test_a_file_keeps_times_though_frames_were_dropped(tmp_path: Path, suffix: s
     assert [round((c.mean() - 20) / 10) for _, c in frames] == list(kept)
 
 
-@pytest.mark.parametrize("low_latency", [True, False])
 @pytest.mark.parametrize("encoder", ["x264", "libx265", "vp9", "svt-av1", "ffv1"])
-def test_encoders(tmp_path: Path, encoder: str, low_latency: bool, capfd: Any) -> None:
+def test_encoders(tmp_path: Path, encoder: str, capfd: Any) -> None:
     path = tmp_path / "a.mkv"
     size = flat(0, 128, 128)  # no smaller one is taken by SVT-AV1
-    sink = open_sink(str(path), rate=RATE, encoder=encoder, crf=30, low_latency=low_latency)
+    sink = open_sink(str(path), rate=RATE, encoder=encoder, crf=30)
     for i in range(3):
         sink.write(live_frame(i, size + np.uint8(20 + 10 * i), pts=i * TICK))
     sink.finish()
