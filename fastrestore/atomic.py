@@ -41,6 +41,14 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.close(fd)
 
 
+def check_place(target: Path) -> None:
+    """Refuse a path at which no file can be made; raises OutputError."""
+    if not target.parent.is_dir():
+        raise OutputError(f"{label(target)}: the folder does not exist; create it first")
+    if target.is_dir():
+        raise OutputError(f"{label(target)}: is a folder; give the name of a file")
+
+
 def part_of(target: Path) -> Path:
     """Return `<stem>.part-<token>.<suffix>` beside a target, under which a video grows.
 

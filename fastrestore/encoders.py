@@ -144,7 +144,7 @@ def choose_encoding(
     if encoder == AUTO:
         return _first_that_works(target, clip, container, crf, preset)
     _check_holds(target, container, encoder)
-    _check_wishes(encoder, crf, preset)
+    check_wishes(encoder, crf, preset)
     encoding = _encoding(target, clip, encoder, crf, preset)
     if failure := _failure(encoding, encoder, clip):
         raise EncoderError(
@@ -160,7 +160,7 @@ def _first_that_works(
     failures: list[str] = []
     refusal: InputError | None = None
     for name in container.deep if clip.depth > 8 else container.usual:
-        _check_wishes(name, crf, preset)
+        check_wishes(name, crf, preset)
         try:
             encoding = _encoding(target, clip, name, crf, preset)
         except InputError as e:
@@ -212,8 +212,8 @@ def _encoding(
     return Encoding(codec, taken, options, layout)
 
 
-def _check_wishes(name: str, crf: int | None, preset: str | None) -> None:
-    """Refuse a quality or a speed that an encoder does not know."""
+def check_wishes(name: str, crf: int | None, preset: str | None = None) -> None:
+    """Refuse a quality or a speed that an encoder does not know; raises InputError."""
     encoder = ENCODERS[name]
     if crf is not None and encoder.crf is None:
         raise InputError(f"{name} is lossless and takes no --crf; leave it away")

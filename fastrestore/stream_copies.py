@@ -135,6 +135,8 @@ class Copies:
             file = stream.metadata.get("filename", f"cover.{suffix}")
             if data := self._covers.get(stream.index):
                 self._container.add_attachment(file, f"image/{kind}", data)
+            else:
+                self._drop(stream, "it is empty")
         elif self._suffix in _HAS_COVERS and name in _COVER_TYPES:
             copy = self._container.add_stream_from_template(stream, opaque=True)
             copy.metadata.update(stream.metadata)

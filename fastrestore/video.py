@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
-from fastrestore.atomic import part_of
+from fastrestore.atomic import check_place, part_of
 from fastrestore.encoders import AUTO, choose_encoding
 from fastrestore.errors import OutputError
 from fastrestore.pipeline import End, Pipeline, Progress, Task, VideoReport, unwritable
@@ -78,7 +78,9 @@ def restore_video(
         KeyboardInterrupt: After Ctrl+C or `stop`.
     """
     source, target = Path(source), Path(target)
-    _check_place(source, target)
+    if target.exists() and source.exists() and target.samefile(source):
+        raise OutputError(f"{target}: would overwrite the input {source}; choose another name")
+    check_place(target)
     task = Task(
         source,
         target,
@@ -92,16 +94,6 @@ def restore_video(
         stop or threading.Event(),
     )
     return _at_once(task) if resume is None else restore_in_segments(task, resume)
-
-
-def _check_place(source: Path, target: Path) -> None:
-    """Say why nothing can be written there."""
-    if target.exists() and source.exists() and target.samefile(source):
-        raise OutputError(f"{target}: would overwrite the input {source}; choose another name")
-    if not target.parent.is_dir():
-        raise OutputError(f"{target}: the folder does not exist; create it first")
-    if target.is_dir():
-        raise OutputError(f"{target}: is a folder; give the name of a file")
 
 
 def _at_once(task: Task) -> VideoReport:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +24,7 @@ from fastrestore.bench.timing import Clock, Samples
 from fastrestore.degrade import add_noise
 from fastrestore.errors import InputError
 from fastrestore.video import restore_video
+from fastrestore.video_probe import MAX_PIXELS, open_video
 
 WARM_UP = 3  # frames of a pass that are not counted: the first fill the queues
 ROUNDS = 2
@@ -80,14 +82,9 @@ def size_of(source: str) -> tuple[int, int]:
     Raises:
         InputError: It is none.
     """
-    import av
-
-    try:
-        with av.open(source) as given:
-            video = given.streams.video[0]
-            return video.height, video.width
-    except (av.error.FFmpegError, IndexError, OSError, ValueError) as e:
-        raise InputError(f"{label(source)}: cannot be read ({e}); give a clip that plays") from e
+    container, video = open_video(source, MAX_PIXELS)
+    with container:
+        return video.height, video.width
 
 
 def fitting_frames(
@@ -236,17 +233,14 @@ def _cut(source: str, path: Path, frames: int) -> int:
     """Copy the packets of a clip's first frames; return how many of them decode."""
     import av
 
+    given, video = open_video(source, MAX_PIXELS)
     try:
-        with av.open(source) as given, av.open(str(path), "w") as out:
-            video = given.streams.video[0]
+        with given, av.open(str(path), "w") as out:
             copy = out.add_stream_from_template(video)
-            count = 0
-            for packet in given.demux(video):
-                if packet.size and count < frames:
-                    packet.stream = copy
-                    out.mux(packet)
-                    count += 1
+            for packet in islice((p for p in given.demux(video) if p.size), frames):
+                packet.stream = copy
+                out.mux(packet)
         with av.open(str(path)) as cut:  # the last packets may need frames that were cut off
             return sum(1 for _ in cut.decode(video=0))
-    except (av.error.FFmpegError, IndexError, OSError, ValueError) as e:
+    except (av.error.FFmpegError, OSError, ValueError) as e:
         raise InputError(f"{label(source)}: cannot be cut ({e}); give a clip that plays") from e

@@ -29,7 +29,7 @@ _PLAIN = (
     "metric",
     "per_second",
 )
-_SUMMARY = ("min", "p50", "p90", "p95", "p99", "max", "mean", "sd", "cv")
+_SUMMARY = (*_TIMES, "mean", "sd", "cv")
 
 
 def text(report: Mapping[str, Any]) -> str:

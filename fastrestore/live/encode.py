@@ -10,7 +10,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
-from fastrestore.encoders import ENCODERS
+from fastrestore.encoders import ENCODERS, check_wishes
 from fastrestore.errors import InputError, OutputError
 from fastrestore.live.frame import LiveFrame
 from fastrestore.live.timeline import DEFAULT_RATE, TICKS_HZ, Timeline
@@ -90,9 +90,8 @@ def choose_encoding(
         raise InputError(
             f"{name}: --encoder {encoder} does not go with it; use one of {', '.join(holds)}"
         )
-    codec, worst = ENCODERS[wish].codec, ENCODERS[wish].worst
-    if crf is not None and worst and not 0 <= crf <= worst:  # FFV1 is lossless and ignores it
-        raise InputError(f"{name}: --crf {crf} must be from 0 to {worst} for {wish}")
+    check_wishes(wish, crf)
+    codec = ENCODERS[wish].codec
     chosen = pixel_format or ("yuv444p" if codec == "ffv1" else "yuv420p")
     options = _options(codec, str(20 if crf is None else crf))
     return Encoding(muxer, codec, chosen, options, ENCODERS[wish].least)

@@ -16,6 +16,8 @@ from fastrestore.live.addresses import masked, scheme
 from fastrestore.live.frame import Source
 from fastrestore.live.policy import STEPS, Ladder, Step
 from fastrestore.live.returning import ReturningSource
+from fastrestore.live.sinks import open_sink
+from fastrestore.live.sources import open_source
 from fastrestore.live.stream import Stream
 from fastrestore.restore import Restorer
 
@@ -86,9 +88,6 @@ def open_streams(
         InputError: A source that cannot be opened.
         OutputError: A sink that cannot be written.
     """
-    from fastrestore.live.sinks import open_sink
-    from fastrestore.live.sources import open_source
-
     streams = []
     for source_name, sink_name in pairs:
         reopen = partial(open_source, source_name, **ends.source)

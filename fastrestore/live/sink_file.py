@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastrestore.atomic import disk_reason, label, part_of
+from fastrestore.atomic import check_place, disk_reason, label, part_of
 from fastrestore.errors import InputError, OutputError
 from fastrestore.live.encode import Encoding
 from fastrestore.live.frame import LiveFrame
@@ -64,7 +64,9 @@ class FileSink:
         """
         self.name = label(path)
         self._target = Path(path)
-        self._check(overwrite)
+        check_place(self._target)
+        if self._target.exists() and not overwrite:
+            raise OutputError(f"{self.name}: exists already; use --overwrite to replace it")
         self._part = part_of(self._target)
         self._muxer = encoding.muxer
         self._abandoned = False
@@ -95,14 +97,6 @@ class FileSink:
             elif not self._abandoned:
                 self._abandoned = True
                 self.notes.append(f"{self.name}: what was written until then plays: {self._part}")
-
-    def _check(self, overwrite: bool) -> None:
-        if not self._target.parent.is_dir():
-            raise OutputError(f"{self.name}: the folder does not exist; create it first")
-        if self._target.is_dir():
-            raise OutputError(f"{self.name}: is a folder; give the name of a file")
-        if self._target.exists() and not overwrite:
-            raise OutputError(f"{self.name}: exists already; use --overwrite to replace it")
 
     def _open(self) -> OutputContainer:
         import av

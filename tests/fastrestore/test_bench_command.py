@@ -281,7 +281,7 @@ def test_a_size_that_does_not_go_is_left_out_and_the_rest_measured(
         ("--plot a.pdf", 3, r"a\.pdf: end its name in"),
         ("--output nowhere/a.json", 5, r"nowhere/a\.json: its folder does not exist"),
         ("--csv nowhere/a.csv", 5, r"nowhere/a\.csv: its folder does not exist"),
-        ("--clip nope.mp4 --level pipeline", 3, r"nope\.mp4: cannot be read"),
+        ("--clip nope.mp4 --level pipeline", 3, r"nope\.mp4: no such file"),
     ],
 )
 def test_what_makes_no_sense(fr: Call, args: str, code: int, words: str) -> None:

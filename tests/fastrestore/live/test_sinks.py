@@ -63,7 +63,7 @@ def test_a_file_keeps_times_though_frames_were_dropped(tmp_path: Path, suffix: s
 def test_encoders(tmp_path: Path, encoder: str, capfd: Any) -> None:
     path = tmp_path / "a.mkv"
     size = flat(0, 128, 128)  # no smaller one is taken by SVT-AV1
-    sink = open_sink(str(path), rate=RATE, encoder=encoder, crf=30)
+    sink = open_sink(str(path), rate=RATE, encoder=encoder)
     for i in range(3):
         sink.write(live_frame(i, size + np.uint8(20 + 10 * i), pts=i * TICK))
     sink.finish()
@@ -256,8 +256,9 @@ def test_time_goes_on_when_the_sources_clock_is_set_back() -> None:
         ("dir.mkv", {}, OutputError, "is a folder"),
         ("a.mkv", {"encoder": "x266"}, InputError, "use one of x264"),
         ("a.mp4", {"encoder": "vp9"}, InputError, "--encoder vp9 does not go with it"),
-        ("a.mkv", {"crf": 52}, InputError, "from 0 to 51"),
-        ("a.mkv", {"encoder": "vp9", "crf": 64}, InputError, "from 0 to 63"),
+        ("a.mkv", {"crf": 52}, InputError, "use 0 to 51"),
+        ("a.mkv", {"encoder": "vp9", "crf": 64}, InputError, "use 0 to 63"),
+        ("a.mkv", {"encoder": "ffv1", "crf": 0}, InputError, "takes no --crf"),
         ("a.png", {}, InputError, "give it one number"),
         ("a%d.gif", {}, InputError, "use one of .avif"),
         ("none/a%d.png", {}, OutputError, "folder does not exist"),
