@@ -138,13 +138,13 @@ def test_a_server_that_says_nothing(kind: str) -> None:
     with nothing_left(), tcp_server(b"", then=lambda: stop.wait(5)) as port:
         sink = short(f"{kind}://127.0.0.1:{port}/live/key")
         thread, result = in_thread(lambda: send(sink, tuple(range(20))))
-        longest, before = 0.0, time.monotonic()
+        turns = 0
         while thread.is_alive():
             time.sleep(0.01)
-            longest, before = max(longest, time.monotonic() - before), time.monotonic()
+            turns += 1
         assert isinstance(result[0], OutputError)
         assert "answer" in str(result[0])
-        assert longest < 0.4
+        assert turns > 5  # a wait that holds the GIL leaves one or two
         sink.abandon()
         stop.set()
 
