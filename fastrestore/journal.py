@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from fastrestore.errors import InputError
 from fastrestore.video_io import Tally
 from fastrestore.video_seek import Position
 
-FORMAT = 1
+FORMAT = 2
 NAME, LOCK = "journal.json", "lock"
 PART, JOINED = "part", "joined"  # files that are not whole
 _OURS = re.compile(rf"\d{{5,}}\.(nut|pts\.npy|past\.npz|{PART}\.nut)|{JOINED}\.\w+|\.\w+\.part")
@@ -53,6 +54,7 @@ class Journal:
         work: What the result depends on, name to value.
         overwrite: An existing target may be replaced.
         sizes: Bytes of each finished segment.
+        digests: SHA-256 of every file that is needed, by name.
         frames: Frames in all of them.
         place: Where the next segment begins; None = at the beginning, or all has been read.
         end: Where the clip ends, in the reader's ticks; None = not all has been read.
@@ -64,6 +66,7 @@ class Journal:
     work: dict[str, Value]
     overwrite: bool
     sizes: tuple[int, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
     frames: int = 0
     place: Position | None = None
     end: int | None = None
@@ -160,6 +163,13 @@ class WorkFolder:
         np.savez(named, **arrays)
         write_file(self.past(number), named.getvalue())
 
+    def digests(self, number: int) -> dict[str, str]:
+        """Return what the journal keeps of the files that are needed up to a segment's end."""
+        gone = self.past(number - 1).name
+        kept = {name: d for name, d in self.journal.digests.items() if name != gone}
+        new = (self.segment(number), self.stamps(number), self.past(number))
+        return kept | {path.name: _file_digest(path) for path in new}
+
     def load_past(self, number: int) -> Past:
         """Read what comes behind a segment depends on; raises InputError."""
         try:
@@ -177,12 +187,20 @@ class WorkFolder:
             raise _damaged(self.stamps(number), e) from e
 
     def check(self) -> None:
-        """Refuse a folder that has lost something; raises InputError."""
+        """Refuse a folder that has lost or changed something; raises InputError."""
         for i, size in enumerate(self.journal.sizes):
             path = self.segment(i)
             found = path.stat().st_size if path.is_file() else 0
             if found != size:
                 raise _damaged(path, f"{found} bytes instead of {size}")
+        for name, digest in self.journal.digests.items():
+            path = self.path / name
+            try:
+                is_same = _file_digest(path) == digest
+            except OSError as e:
+                raise _damaged(path, e.strerror) from e
+            if not is_same:
+                raise _damaged(path, "its bytes are not those that were written")
 
     def clear(self, everything: bool = False) -> None:
         """Remove what the journal does not speak of, or everything, the journal first.
@@ -203,7 +221,7 @@ class WorkFolder:
 
 def is_begun(target: Path) -> bool:
     """Tell whether there is a work folder for a target."""
-    return WorkFolder(target).path.is_dir()
+    return os.path.isdir(WorkFolder(target).path)  # a name may be too long to ask for
 
 
 def _damaged(path: Path, why: object) -> InputError:
@@ -229,6 +247,15 @@ def fingerprint(path: Path) -> str:
     except OSError as e:
         raise InputError(f"{label(path)}: cannot be read ({e.strerror}); put it back") from e
     return f"{size} bytes, {changed}, {_DIGEST}{hashlib.sha256(head + tail).hexdigest()}"
+
+
+def _file_digest(path: Path) -> str:
+    """Return the SHA-256 of all of a file; raises OSError."""
+    found = hashlib.sha256()
+    with open(path, "rb") as file:
+        while data := file.read(_SAMPLE_BYTES):
+            found.update(data)
+    return found.hexdigest()
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

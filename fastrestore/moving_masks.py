@@ -153,7 +153,7 @@ def _numbered(folder: Path, source: str) -> dict[int, Path]:
     heads = set()
     for path in sorted(folder.iterdir()):
         found = _LAST_NUMBER.search(path.stem)
-        if found is None or not is_picture(path):
+        if found is None or not is_picture(path) or path.is_dir():
             continue
         number = int(found[1])
         heads.add(path.stem[: found.start()])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from fastrestore.arrays import U8
-from fastrestore.atomic import disk_reason
+from fastrestore.atomic import disk_reason, label
 from fastrestore.channel import Channel, ClosedError
 from fastrestore.encoders import Encoding
 from fastrestore.errors import FastRestoreError, InputError, OutputError
@@ -235,7 +235,7 @@ def stored_mask(mask: U8, info: VideoInfo, source: Path) -> U8:
     if mask.shape != (info.height, info.width):
         size = "x".join(str(n) for n in reversed(mask.shape))
         raise InputError(
-            f"{source}: the mask is {size} but the video is {info.width}x{info.height} "
+            f"{label(source)}: the mask is {size} but the video is {info.width}x{info.height} "
             "(upright); resize the mask"
         )
     return info.orientation.stored(mask)
@@ -243,7 +243,7 @@ def stored_mask(mask: U8, info: VideoInfo, source: Path) -> U8:
 
 def unwritable(target: Path, error: BaseException) -> OutputError:
     """Say in one line why writing failed."""
-    return OutputError(f"{target}: {disk_reason(error)}")
+    return OutputError(f"{label(target)}: {disk_reason(error)}")
 
 
 def _join(threads: list[threading.Thread]) -> None:

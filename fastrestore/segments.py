@@ -98,6 +98,8 @@ def restore_in_segments(task: Task, resume: Resume) -> VideoReport:
         OutputError: Likewise; or another run is at it.
         KeyboardInterrupt: After Ctrl+C or the task's `stop`.
     """
+    if not resume.segment_s > 0:  # or not a number
+        raise InputError(f"a segment of {resume.segment_s} s is none; give seconds above 0")
     folder = WorkFolder(task.target)
     if folder.path.is_symlink():  # never through a link
         raise OutputError(f"{label(folder.path)}: is a link; remove it")
@@ -171,7 +173,7 @@ class _Run:
     def _refuse_target(self) -> None:
         target = self._task.target
         if target.exists():
-            raise OutputError(f"{target}: exists already; use --overwrite to replace it")
+            raise OutputError(f"{label(target)}: exists already; use --overwrite to replace it")
 
     def _work(self) -> dict[str, Value]:
         """Return all that the result depends on."""
@@ -315,7 +317,13 @@ class _Segments:
         folder.save_arrays(number, stamps, cut.past)
         size = folder.segment(number).stat().st_size
         frames, self._frames = journal.frames + self._frames, 0
-        grown = replace(journal, sizes=(*journal.sizes, size), frames=frames, place=cut.place)
+        grown = replace(
+            journal,
+            sizes=(*journal.sizes, size),
+            digests=folder.digests(number),
+            frames=frames,
+            place=cut.place,
+        )
         if cut.place is None:
             notes, damaged = tuple(self._reader.notes), self._reader.damaged_packets
             grown = replace(grown, end=cut.end, notes=notes, damaged=damaged)

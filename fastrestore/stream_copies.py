@@ -48,6 +48,7 @@ class Copies:
         self._last_dts: dict[int, int] = {}
         self._lead: dict[int, Packet[Stream]] = {}
         self._covers: dict[int, bytes] | None = None
+        self._refused: dict[int, int] = {}
 
     def add(self, stream: Stream) -> None:
         """Add a stream of the input, or note why it is not kept."""
@@ -106,6 +107,8 @@ class Copies:
             self._lead[packet.stream_index] = packet
 
     def _mux(self, packet: Packet[Any]) -> None:
+        import av
+
         index = packet.stream_index
         if packet.dts is not None:
             # Broken files stand still or step back, which a muxer refuses: move such a packet on.
@@ -114,7 +117,17 @@ class Copies:
                 packet.dts = last + self._tick(packet)
                 packet.pts = max(packet.pts or packet.dts, packet.dts)
             self._last_dts[index] = packet.dts
-        self._container.mux(self._moved(packet))
+        try:
+            self._container.mux(self._moved(packet))
+        except av.error.InvalidDataError:  # a file that says how its sound is coded looks into it
+            self._refused[index] = self._refused.get(index, 0) + 1
+
+    def refused(self) -> list[str]:
+        """Say, after the last packet, how many the file did not take."""
+        return [
+            f"{count} damaged packets of {self._copies[index].type} #{index} left out"
+            for index, count in self._refused.items()
+        ]
 
     def _tick(self, packet: Packet[Any]) -> int:
         """Return the least step in a packet's ticks that is one in the file's."""

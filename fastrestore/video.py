@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastrestore.arrays import U8
-from fastrestore.atomic import check_place, part_of
+from fastrestore.atomic import check_place, label, part_of
 from fastrestore.encoders import AUTO, choose_encoding
 from fastrestore.errors import OutputError
 from fastrestore.pipeline import End, Pipeline, Progress, Task, VideoReport, unwritable
@@ -79,7 +79,9 @@ def restore_video(
     """
     source, target = Path(source), Path(target)
     if target.exists() and source.exists() and target.samefile(source):
-        raise OutputError(f"{target}: would overwrite the input {source}; choose another name")
+        raise OutputError(
+            f"{label(target)}: would overwrite the input {label(source)}; choose another name"
+        )
     check_place(target)
     task = Task(
         source,
@@ -100,7 +102,7 @@ def _at_once(task: Task) -> VideoReport:
     """Write one file from its beginning to its end."""
     started, target = time.monotonic(), task.target
     if target.exists() and not task.overwrite:
-        raise OutputError(f"{target}: exists already; use --overwrite to replace it")
+        raise OutputError(f"{label(target)}: exists already; use --overwrite to replace it")
     part = part_of(target)
     with VideoReader(task.source, task.max_pixels, task.rate) as reader:
         pipeline: Pipeline[Packet[Stream]] = Pipeline(task, reader)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import label
 from fastrestore.errors import InputError, OutputError
 from fastrestore.ts_programs import read_programs
 from fastrestore.video_clock import DEFAULT_RATE, Clock
@@ -90,6 +91,8 @@ class VideoReader:
         self.size = self.info.stored_size  # the header's may be that of a later part
         self._shape = self.stream.sample_aspect_ratio or 1
         self._fit = Fit(self.info, self._shape)
+        # What the codec says, often nothing, is not what the container says.
+        self._told_shape = self.stream.codec_context.sample_aspect_ratio or 1
         # Of a broadcast it is a guess, on another clock.
         length = None if self._clock.is_broadcast else self.stream.duration
         self._length = length and (self.stream.start_time or 0) + length
@@ -203,13 +206,13 @@ class VideoReader:
 
     def take(self, frame: VideoFrame) -> VideoFrame:
         """Check, stamp and count the next frame; return it, or one made like the clip's first."""
-        where = f"{self.source}: frame {self.tally.frames + 1}"
+        where = f"{label(self.source)}: frame {self.tally.frames + 1}"
         restorable_colour(frame, self.stream, where)
         self._stamp(frame)
         shape = self.stream.codec_context.sample_aspect_ratio
         fitted = self._fit(frame, shape)
         self.tally.fitted += fitted is not frame
-        self.tally.stretched += fitted is frame and (shape or 1) != self._shape
+        self.tally.stretched += fitted is frame and (shape or 1) != self._told_shape
         self.tally.captions += has_captions(frame)
         self.tally.corrupt += frame.is_corrupt
         self.tally.frames += 1
@@ -237,7 +240,9 @@ class VideoReader:
         """
         tally = self.tally
         if not tally.frames:
-            raise InputError(f"{self.source}: no frame of its video can be decoded; copy it again")
+            raise InputError(
+                f"{label(self.source)}: no frame of its video can be decoded; copy it again"
+            )
         if tally.damaged:
             self.notes.append(f"{tally.damaged} damaged packets skipped")
         if tally.corrupt:
@@ -261,7 +266,8 @@ class VideoReader:
 
     def cut_off(self) -> list[str]:
         """Say, after the last packet of all streams, whether the file ends before its time."""
-        start = Fraction(self.container.start_time or 0, 10**6)
+        # The header counts from 0, also where the first packet comes later.
+        start = min(Fraction(self.container.start_time or 0, 10**6), Fraction(0))
         length, seen = self.info.duration, float(self._clock.end - start)
         if self._clock.is_broadcast or not length or seen >= length - _CUT_OFF_S:
             return []
@@ -314,7 +320,9 @@ def write_frames(target: str | Path, frames: Iterable[U8], *, fps: int, codec: s
     try:
         _encode(target, frames, fps, codec)
     except OSError as e:  # PyAV's errors of files are these
-        raise OutputError(f"{target}: cannot be written ({e.strerror}); choose another") from e
+        raise OutputError(
+            f"{label(target)}: cannot be written ({e.strerror}); choose another"
+        ) from e
 
 
 def _encode(target: str | Path, frames: Iterable[U8], fps: int, codec: str) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fastrestore.arrays import U8
+from fastrestore.atomic import label
 from fastrestore.errors import InputError
 from fastrestore.video_clock import raw_rate, told_rate
 from fastrestore.yuv import ColourTags, colour_tags
@@ -147,7 +148,7 @@ def probe(
         duration = container.duration / 1e6 if container.duration else None
         raw = raw_rate(container, stream, rate)
         if rate and not raw:
-            raise InputError(f"{source}: has time stamps of its own; leave --rate away")
+            raise InputError(f"{label(source)}: has time stamps of its own; leave --rate away")
         average = raw or stream.average_rate
         fps = float(average) if average else None
         counted = stream.frames if container.format.name in _COUNTS_FRAMES else 0
@@ -171,23 +172,23 @@ def open_video(source: str | Path, max_pixels: int) -> tuple[InputContainer, Vid
 
     path = Path(source)
     if "://" in str(source) or (_ADDRESS.match(str(source)) and not path.exists()):
-        raise InputError(f"{source}: addresses are not opened; download the file first")
+        raise InputError(f"{label(source)}: addresses are not opened; download the file first")
     if not path.is_file():
         what = "is not a file" if path.exists() else "no such file"
-        raise InputError(f"{source}: {what}; give the path of a video")
+        raise InputError(f"{label(source)}: {what}; give the path of a video")
     if path.stat().st_size == 0:
-        raise InputError(f"{source}: the file is empty; copy it again")
+        raise InputError(f"{label(source)}: the file is empty; copy it again")
     try:
         # An absolute path: FFmpeg reads "name:" at the start of a relative one as a protocol.
         container = av.open(
             os.path.abspath(path), options={"format_whitelist": _FORMATS}, **odd_metadata()
         )
     except PermissionError as e:
-        raise InputError(f"{source}: no permission to read it") from e
+        raise InputError(f"{label(source)}: no permission to read it") from e
     except (av.error.FFmpegError, OSError, ValueError) as e:
         raise InputError(
-            f"{source}: not a video (mp4, mov, mkv, webm, avi, ts, mpg; raw h264, hevc, ivf, y4m), "
-            "or cut off before its index; copy it again or repair it"
+            f"{label(source)}: not a video (mp4, mov, mkv, webm, avi, ts, mpg; raw h264, hevc, "
+            "ivf, y4m), or cut off before its index; copy it again or repair it"
         ) from e
     try:
         return container, choose_stream(container, source, max_pixels)
@@ -221,16 +222,16 @@ def choose_stream(container: InputContainer, source: str | Path, max_pixels: int
 
     videos = _videos(container)
     if not videos:
-        raise InputError(f"{source}: no video stream in it, or cut off before its index")
+        raise InputError(f"{label(source)}: no video stream in it, or cut off before its index")
     stream = max(videos, key=rank)
     if stream.codec_context is None or not stream.width or not stream.height:
         raise InputError(
-            f"{source}: its video cannot be decoded: cut off, or an unknown codec; copy it again "
-            "or convert it to H.264"
+            f"{label(source)}: its video cannot be decoded: cut off, or an unknown codec; "
+            "copy it again or convert it to H.264"
         )
     if stream.width * stream.height > max_pixels:
         raise InputError(
-            f"{source}: {stream.width}x{stream.height} is more than {max_pixels} pixels; "
+            f"{label(source)}: {stream.width}x{stream.height} is more than {max_pixels} pixels; "
             "raise --max-pixels if the file is meant to be so large"
         )
     stream.codec_context.options = {"max_pixels": str(max_pixels)}  # the stream may lie
@@ -251,23 +252,26 @@ def _first_frame(container: InputContainer, stream: VideoStream, source: str | P
             if frames:
                 return frames[0]
     except av.error.FFmpegError as e:
-        raise InputError(f"{source}: no frame can be decoded ({e.strerror}); copy it again") from e
-    raise InputError(f"{source}: no frame of its video can be decoded; copy it again")
+        raise InputError(
+            f"{label(source)}: no frame can be decoded ({e.strerror}); copy it again"
+        ) from e
+    raise InputError(f"{label(source)}: no frame of its video can be decoded; copy it again")
 
 
 def restorable_colour(frame: VideoFrame, stream: VideoStream, source: str | Path) -> ColourTags:
     """Return the colour of a frame, or say why its clip cannot be kept as it is."""
     if hdr := _HDR.get(int(frame.color_trc)):
         raise InputError(
-            f"{source}: {hdr} HDR video; tone-map it to SDR first (ffmpeg -vf zscale and tonemap)"
+            f"{label(source)}: {hdr} HDR video; tone-map it to SDR first "
+            "(ffmpeg -vf zscale and tonemap)"
         )
     order = getattr(stream.codec_context, "field_order", 0)  # since PyAV 18
     if frame.interlaced_frame or order in _INTERLACED_ORDERS:
-        raise InputError(f"{source}: interlaced video; {DEINTERLACE}")
+        raise InputError(f"{label(source)}: interlaced video; {DEINTERLACE}")
     try:
         return colour_tags(frame)
     except InputError as e:
-        raise InputError(f"{source}: {e}") from e
+        raise InputError(f"{label(source)}: {e}") from e
 
 
 def has_captions(frame: VideoFrame) -> bool:

@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fastrestore.atomic import label
 from fastrestore.errors import InputError
 from fastrestore.video_io import Tally, VideoReader
 
@@ -74,7 +75,7 @@ def open_at(
             return reader, frames
         reader.close()
     raise InputError(
-        f"{source}: frame {place.tally.frames + 1} does not decode as it did before; "
+        f"{label(source)}: frame {place.tally.frames + 1} does not decode as it did before; "
         "begin anew with --overwrite"
     )
 

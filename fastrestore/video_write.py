@@ -106,6 +106,7 @@ class VideoWriter:
                 self._mux(packet)
             if tail:
                 self._mux(tail[-1], end=(last.pts or 0) + last.duration)
+        self.notes += self._copies.refused()
         self._container.close()
 
     def abandon(self) -> None:

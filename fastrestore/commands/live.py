@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 import sys
@@ -14,12 +15,13 @@ from typing import TYPE_CHECKING
 import click
 
 from fastrestore.commands.options import RateType, SigmaType, engine_options, model_options
-from fastrestore.errors import InputError
+from fastrestore.errors import FastRestoreError, InputError
 
 if TYPE_CHECKING:
     from types import FrameType
 
     from fastrestore.live.run import Live
+    from fastrestore.live.status import Status
     from fastrestore.live.stream import Stream
     from fastrestore.restore import Sigma
 
@@ -177,8 +179,15 @@ def command(
         return 2
     if when_late is not None and budget_ms is None:
         raise InputError("--when-late goes with --budget-ms only; give that, or leave it away")
-    steps = parse_steps(when_late) if when_late else None
+    for name, number in (("--budget-ms", budget_ms), ("--seconds", seconds)):
+        if number is not None and not math.isfinite(number):
+            raise InputError(f"{name} {number}: must be a number; leave it away for no limit")
+    if invert_mask and mask in (None, "auto"):
+        raise InputError("--invert-mask goes with a mask that is a file; leave it away")
+    steps = None if when_late is None else parse_steps(when_late)
     pairs = pair(sources, sinks)
+    if output_format is not None and all(sink != "-" for _, sink in pairs):
+        raise InputError("--output-format is that of stdout, `--sink -`; leave it away")
     if detector is not None and mask != "auto":
         raise InputError("--detector goes with --mask auto only; leave it away")
     options = Options(
@@ -208,7 +217,7 @@ def command(
         reconnect=reconnect,
     )
     status = Status(as_json=as_json, quiet=quiet)
-    with ExitStack() as stack:
+    with _errors(status, as_json=as_json), ExitStack() as stack:
         load = partial(Restorer, threads=threads, device=device, trust_engine=trust_engine)
         restorer = stack.enter_context(load(model, backend=backend, engine=engine))
         finder = None
@@ -231,7 +240,19 @@ def command(
         live = Live(streams, repair, status, ladder=ladder, seconds=seconds)
         with _signals(live):
             live.run()
-    return _exit_code(live, streams)
+        return _exit_code(live, streams)
+
+
+@contextmanager
+def _errors(status: Status, *, as_json: bool) -> Iterator[None]:
+    """Say what went wrong as JSON where all else is."""
+    try:
+        yield
+    except FastRestoreError as e:
+        if not as_json:
+            raise
+        status.error(e)
+        raise click.exceptions.Exit(e.exit_code) from e
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

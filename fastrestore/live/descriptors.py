@@ -126,7 +126,8 @@ class Outlet:
         except OSError as e:
             if isinstance(e, OutputError):
                 raise
-            raise OutputError(f"{self.name}: cannot be written ({e.strerror})") from e
+            mend = "send it to another place"
+            raise OutputError(f"{self.name}: cannot be written ({e.strerror}); {mend}") from e
         return memoryview(data).nbytes
 
     def close(self) -> None:

@@ -35,7 +35,7 @@ def parse_steps(text: str) -> tuple[Step, ...]:
     names = [s.strip() for s in text.split(",") if s.strip()]
     steps = tuple(step for name in names for step in STEPS if step == name)
     if len(steps) != len(names) or len(set(steps)) != len(steps) or not steps:
-        raise InputError(f"when late {text!r}: name some of {','.join(STEPS)}, each once")
+        raise InputError(f"--when-late {text!r}: name some of {','.join(STEPS)}, each once")
     return steps
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from fastrestore.atomic import label
 from fastrestore.errors import EngineError, InputError
 from fastrestore.frame_masks import open_masks
+from fastrestore.images import is_picture
 from fastrestore.live.addresses import masked, scheme
 from fastrestore.live.frame import Source
 from fastrestore.live.policy import STEPS, Ladder, Step
@@ -49,8 +50,10 @@ def pair(sources: Sequence[str], sinks: Sequence[str]) -> list[tuple[str, str]]:
     """Return each source with its sink; one source alone goes to stdout.
 
     Raises:
-        InputError: Their numbers differ, or two streams would share a pipe or a file.
+        InputError: Their numbers differ, one has no name, or two would share a pipe or a file.
     """
+    if not all(sources) or not all(sinks):
+        raise InputError("a --source or --sink has no name; give it one, or leave it away")
     given = list(sinks) or ["-"] * (len(sources) == 1)
     if len(given) != len(sources):
         raise InputError(
@@ -62,10 +65,21 @@ def pair(sources: Sequence[str], sinks: Sequence[str]) -> list[tuple[str, str]]:
         if twice and (what == "sink" or "-" in twice):
             raise InputError(f"one --{what} is named twice; every stream needs its own")
     for source, sink in zip(sources, given, strict=True):
-        if source == sink != "-":
+        if _is_same(source, sink):
             name = masked(source) if scheme(source) else label(source)
             raise InputError(f"{name}: would be written to while it is read; name another --sink")
     return list(zip(sources, given, strict=True))
+
+
+def _is_same(source: str, sink: str) -> bool:
+    """Tell whether a sink would write what its source reads."""
+    if "-" in (source, sink):
+        return False
+    if os.path.isdir(source) and is_picture(sink):
+        sink = os.path.dirname(sink) or "."
+    return source == sink or (
+        os.path.exists(sink) and os.path.realpath(source) == os.path.realpath(sink)
+    )
 
 
 def open_streams(

@@ -11,6 +11,7 @@ from fastrestore.errors import OutputError
 from fastrestore.live.descriptors import Outlet
 from fastrestore.live.encode import Encoder, Encoding
 from fastrestore.live.frame import LiveFrame
+from fastrestore.live.timeline import FASTEST, SLOWEST
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
@@ -112,8 +113,12 @@ class ContainerSink:
 
 
 def current(rate: Rate) -> Fraction | None:
-    """Return the rate that is known by now."""
-    return rate() if callable(rate) else rate
+    """Return the rate that is known by now; None, too, where it is no rate.
+
+    Containers say such things as one frame in 30 years: FFmpeg's writer of MP4 crashes on it.
+    """
+    known = rate() if callable(rate) else rate
+    return known if known is not None and SLOWEST <= known <= FASTEST else None
 
 
 def check_size(frame: LiveFrame, size: tuple[int, int], name: str) -> None:

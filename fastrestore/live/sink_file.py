@@ -67,6 +67,7 @@ class FileSink:
         check_place(self._target)
         if self._target.exists() and not overwrite:
             raise OutputError(f"{self.name}: exists already; use --overwrite to replace it")
+        self._overwrite = overwrite
         self._part = part_of(self._target)
         self._muxer = encoding.muxer
         self._abandoned = False
@@ -83,6 +84,10 @@ class FileSink:
         if not self._inner.started:
             self.notes.append(f"{self.name}: no frame came, nothing is written")
             return
+        if not self._overwrite and self._target.exists():
+            raise OutputError(
+                f"{self.name}: another has made it meanwhile; rename {self._part}, or remove one"
+            )
         try:
             os.replace(self._part, self._target)
         except OSError as e:

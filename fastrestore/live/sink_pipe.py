@@ -115,7 +115,7 @@ def open_stdout() -> Outlet:
     """
     if sys.stdout is None or sys.stdout.closed or sys.stdout.isatty():
         raise OutputError(
-            "stdout: video is not written to a terminal; show it with "
+            "stdout: is closed or a terminal, which takes no video; show it with "
             "`fastrestore live --source 0 --sink - | ffplay -`"
         )
     sys.stdout.flush()

@@ -115,6 +115,10 @@ class PipeSource:
                 self._pipe, format=form, options=options, **odd_metadata()
             )
         except (av.error.InvalidDataError, ValueError) as e:
+            if form == "rawvideo":
+                raise InputError(
+                    f"{self.name}: no raw frames of --pixel-format {self._format}; use another"
+                ) from e
             known = "y4m of a known colour format" if is_y4m else "y4m, Matroska, MPEG-TS or NUT"
             raise InputError(
                 f"{self.name}: what comes is not {known}; for raw frames say --input-size WxH"
@@ -147,14 +151,14 @@ class PipeSource:
 
     def _conclude(self, decoder: Decoder) -> None:
         """Say what was wrong at the end of the pipe."""
+        if not decoder.frames:
+            raise InputError(f"{self.name}: ended before a whole frame came; send it anew")
         whole = decoder.taken + decoder.frames * self._per_frame + self._overhead
         cut = self._per_frame and self._pipe.taken > whole
         if cut or decoder.damaged:
             self.notes.append(
                 f"{self.name}: {decoder.damaged or 1} frames were cut off or damaged, and left out"
             )
-        if not decoder.frames:
-            raise InputError(f"{self.name}: ended before a whole frame came; send it anew")
 
 
 def open_stdin(

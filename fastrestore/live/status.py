@@ -40,9 +40,10 @@ class Status:
             stream: Instead of stderr.
             clock: Seconds.
         """
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: TextIO | None = sys.stderr if stream is None else stream  # None = closed
         self._json, self._quiet, self._clock = as_json, quiet, clock
-        self._inplace = not (as_json or quiet) and self._stream.isatty()
+        terminal = self._stream is not None and self._stream.isatty()
+        self._inplace = terminal and not (as_json or quiet)
         self._every = JSON_S if as_json else TERMINAL_S if self._inplace else LOG_S
         self._next: float | None = None
         self._shown = False
@@ -107,7 +108,9 @@ class Status:
             self._object(event="summary", runs=runs, streams=rows)
             return
         self._clear()
-        for name, f, _ in streams:
+        for name, f, error in streams:
+            if error is not None and not f.frames:
+                continue  # why there are none is all that matters
             self._write(f"{name}: {f.frames} frames in {f.seconds:.1f} s, {_figures(f)}\n")
 
     def _object(self, **fields: Any) -> None:
@@ -119,8 +122,13 @@ class Status:
             self._shown = False
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        if self._stream is None:
+            return
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except (OSError, ValueError):  # its reader has gone: that must not end the video
+            self._stream = None
 
 
 def _row(name: str, f: Figures) -> dict[str, Any]:

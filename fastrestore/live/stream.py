@@ -219,12 +219,17 @@ class Stream:
 
     def _write(self) -> None:
         """The writing thread."""
+        wrote = False
         try:
             while (frame := self._output.get()) is not None:
                 self._sink.write(frame)
+                wrote = True
                 self.stats.written(frame, self._clock())
                 self._wake()
-            self._sink.finish()
+            if wrote or self.error is None:
+                self._sink.finish()
+            else:
+                self._sink.abandon()  # the error says enough
             self.stats.finish()
         except BaseException as e:
             if isinstance(e, FastRestoreError):

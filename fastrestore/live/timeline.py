@@ -8,6 +8,7 @@ from fastrestore.live.frame import LiveFrame
 
 TICKS_HZ = 90_000  # of the time stamps: MPEG's clock
 DEFAULT_RATE = Fraction(30)  # where no one knows it: spacing of frames that carry no time at all
+SLOWEST, FASTEST = Fraction(1, 1000), Fraction(10_000)  # a nominal rate beyond is no rate
 
 
 class Timeline:

@@ -9,6 +9,7 @@ import re
 from fractions import Fraction
 
 from fastrestore.errors import InputError
+from fastrestore.live.timeline import FASTEST, SLOWEST
 from fastrestore.video_probe import DEINTERLACE
 
 MAGIC = b"YUV4MPEG2 "
@@ -42,10 +43,17 @@ def check_header(line: bytes, name: str, max_pixels: int) -> None:
             "raise --max-pixels if it is meant to be so large"
         )
     rate = _RATIO.fullmatch(fields.get("F", "0:0"))
-    if rate is None or (int(rate[1]) == 0) != (int(rate[2]) == 0):
+    if rate is None or not _is_usable(int(rate[1]), int(rate[2])):
         raise InputError(f"{name}: its y4m header has no usable rate (F); send it anew")
     if fields.get("I", "p")[:1] in ("t", "b", "m"):
         raise InputError(f"{name}: interlaced video; {DEINTERLACE}")
+
+
+def _is_usable(numerator: int, denominator: int) -> bool:
+    """Tell whether a rate is one, or 0:0, which stands for unknown."""
+    if not numerator and not denominator:
+        return True
+    return bool(denominator) and SLOWEST <= Fraction(numerator, denominator) <= FASTEST
 
 
 def header(width: int, height: int, rate: Fraction, pixel_format: str) -> bytes:

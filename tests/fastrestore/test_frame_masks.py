@@ -187,6 +187,7 @@ def test_numbers_count_from_the_lowest(first: int, name: str, tmp_path: Path, cl
     for i in range(12):
         save(tmp_path / "masks" / name.format(i + first), mask_at(i))
     (tmp_path / "masks" / "notes.txt").touch()
+    (tmp_path / "masks" / "99.png").mkdir()
     save(tmp_path / "masks" / "thumb.png", mask_at(0))
     masks = opened(clip, tmp_path / "masks")
     assert isinstance(masks, FolderMasks)

@@ -154,6 +154,12 @@ def test_one_of_several_streams_fails(live: Call, clip: Path, tmp_path: Path) ->
         (("--source", "0", "--source", "1", "--sink", "a.mkv", "--sink", "./a.mkv"), 3, "twice"),
         (("--source", "a.mkv", "--sink", "a.mkv"), 3, "written to while it is read"),
         (("--source", "no.mkv", "--sink", "none", *NANO), 3, "no such file"),
+        (("--source", "no.mkv", "--sink", ""), 3, "has no name"),
+        (("--source", "0", "--sink", "none", "--seconds", "nan"), 3, "must be a number"),
+        (("--source", "0", "--sink", "none", "--budget-ms", "inf"), 3, "must be a number"),
+        (("--source", "0", "--budget-ms", "5", "--when-late", ""), 3, "name some of preset,box"),
+        (("--source", "0", "--sink", "none", "--invert-mask"), 3, "goes with a mask"),
+        (("--source", "0", "--sink", "a.mkv", "--output-format", "nut"), 3, "that of stdout"),
         (("--source", "-", "--sink", "none", "--input-size", "64", *NANO), 3, "like 640x480"),
         (("--source", "-", "--sink", "none", "--rate", "fast", *NANO), 2, "not like 25"),
         (("--source", "0", "--keep", "some"), 2, "--keep"),
@@ -170,6 +176,25 @@ def test_what_cannot_be_is_refused_in_one_line(
     assert "Traceback" not in got.err
     if code == 3:
         assert len(got.err.splitlines()) == 1
+
+
+def test_no_sink_replaces_its_source(tmp_path: Path) -> None:
+    clip = tmp_path / "a.mkv"
+    clip.touch()
+    (tmp_path / "link.mkv").symlink_to(clip)
+    for sink in (f"{tmp_path}/./a.mkv", f"{tmp_path}/link.mkv"):
+        with pytest.raises(InputError, match="written to while it is read"):
+            pair([str(clip)], [sink])
+    with pytest.raises(InputError, match="written to while it is read"):
+        pair([str(tmp_path)], [f"{tmp_path}/%05d.png"])
+
+
+def test_an_error_is_json_where_all_else_is(live: Call) -> None:
+    got = live("--source", "no.mkv", "--sink", "none", "--json", *NANO)
+    assert got.code == 3
+    said = json.loads(got.err)
+    assert (said["event"], said["code"]) == ("error", 3)
+    assert said["message"].startswith("no.mkv: no such file")
 
 
 def test_a_terminal_gets_an_example_instead_of_video(

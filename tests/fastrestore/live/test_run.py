@@ -195,6 +195,13 @@ def test_a_source_that_breaks_leaves_a_complete_result() -> None:
     assert (len(sink.frames), sink.ended) == (3, "finished")
 
 
+def test_an_error_before_the_first_frame_leaves_nothing() -> None:
+    sink = ListSink()
+    stream = Stream(ListSource([InputError("in: broken")]), sink)
+    live([stream], FakeRestorer()).run()
+    assert (len(sink.frames), sink.ended) == (0, "abandoned")
+
+
 def test_a_frame_that_cannot_be_restored_ends_its_stream_alone() -> None:
     good, bad = ListSink(), ListSink()
     items = [frame(i) for i in (0, 66, 67)]

@@ -182,6 +182,27 @@ def test_an_existing_file_is_kept(tmp_path: Path) -> None:
     assert len(decoded(path)) == 1
 
 
+@pytest.mark.parametrize("rate", [Fraction(1, 999_999_999), Fraction(999_999_999)])
+def test_a_rate_that_is_none_does_no_harm(tmp_path: Path, rate: Fraction) -> None:
+    sink = open_sink(str(tmp_path / "a.mp4"), rate=rate)
+    write(sink, range(3))
+    sink.finish()
+    assert len(decoded(tmp_path / "a.mp4")) == 3
+
+
+def test_a_file_that_came_meanwhile_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "a.mkv"
+    sink = open_sink(str(path), rate=RATE)
+    write(sink, range(3))
+    path.write_bytes(b"of another run")
+    with pytest.raises(OutputError, match="another has made it meanwhile"):
+        sink.finish()
+    sink.abandon()
+    assert path.read_bytes() == b"of another run"
+    (part,) = tmp_path.glob("a.part-*")
+    assert len(decoded(part)) == 3
+
+
 def test_a_full_disk(tmp_path: Path) -> None:
     import resource
 

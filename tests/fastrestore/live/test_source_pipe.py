@@ -163,6 +163,8 @@ def test_a_cut_off_frame_is_said(cut: int) -> None:
         (y4m(1, "W64 H48 F-20:1"), "no usable rate"),
         (y4m(1, "W64 H48 F20:0"), "no usable rate"),
         (y4m(1, "W64 H48 F20"), "no usable rate"),
+        (y4m(1, "W64 H48 F999999999:1"), "no usable rate"),
+        (y4m(1, "W64 H48 F1:999999999"), "no usable rate"),
         (y4m(1, "W64 H48 F20:1 It"), "interlaced"),
         (b"YUV4MPEG2 " + b"W" * 5000, "no end"),
         (clip("matroska", tags={"color_trc": 16}), "HDR"),
@@ -177,6 +179,7 @@ def test_refused_in_one_line(data: bytes, words: str) -> None:
         source.close()
     assert words in str(e.value)
     assert "\n" not in str(e.value)
+    assert not source.notes  # of a frame that was cut off: it is the error already
 
 
 @pytest.mark.parametrize(

@@ -110,3 +110,21 @@ def test_the_summary_has_a_line_for_each_stream() -> None:
         "a: 250 frames in 10.0 s, 25.0 fps, p50 21 ms, p99 34 ms, 7 dropped",
         "b: 250 frames in 10.0 s, 25.0 fps, 7 dropped, 2 skipped, 3 lost before",
     ]
+
+
+def test_the_summary_leaves_out_what_the_error_says() -> None:
+    out = io.StringIO()
+    Status(stream=out).summary([("a", replace(F, frames=0), InputError("a: broken"))], "nano")
+    assert not out.getvalue()
+
+
+def test_a_reader_that_has_gone_does_not_end_the_video(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    status = Status(stream=Gone())
+    status.note("one")
+    status.show([("a", F)], "nano")
+    monkeypatch.setattr("sys.stderr", None)  # `2>&-`
+    Status().note("one")
