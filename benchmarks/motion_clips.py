@@ -131,6 +131,7 @@ def demosaiced(frames: list[U8], sigma: float, seed: int) -> list[U8]:
 def compressed(frames: list[U8], sigma: float, seed: int) -> list[U8]:
     """Add noise, and send it through H.264 at crf 28."""
     import av
+
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="matroska") as out:
         stream: Any = out.add_stream("libx264", rate=25, options={"crf": "28", "threads": "1"})

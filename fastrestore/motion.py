@@ -18,7 +18,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from fastrestore.arrays import U8
-from fastrestore.motion_search import FLOWING, SHIFTED, search
+from fastrestore.motion_search import FLOWING, SHIFTED, STILL, search
 from fastrestore.motion_warp import aged, between, follow, shifted
 from fastrestore.tiles import Rect
 
@@ -26,7 +26,7 @@ LEAST_PX = 32  # a side shorter than this says nothing about motion
 MOST_PX = 2**15 - 2  # OpenCV's limit for a warp
 SHIFT_COST = 0.1  # share of the frames remembered, half a pixel between samples: 8 taps
 FLOW_COST = 0.4  # likewise, wherever it lies: bilinear
-CALM = 0.25  # of the change that noise explains; a frame that changes less is less noisy than said
+CALM = 0.2  # of the change that noise explains; a frame that changes less is less noisy than said
 STILL_VARIANCE = 9.0  # levels^2 of what stands still: TAU of the graph, squared
 CHANGE_PX = 8  # changes are averaged over cells of this size, and one around them
 STEP_PX = 4  # one pixel in so many rows and columns tells enough
@@ -54,18 +54,23 @@ def carry(state: U8, frame: U8, mask: U8 | None, sigma: float) -> U8:
     import cv2
 
     chosen = cv2.resize(plan.chosen, size, interpolation=cv2.INTER_NEAREST)
-    moved = state.copy()
-    parts = []
+    moved, kept = state.copy(), {}
     if plan.shift is not None:
-        parts.append((cv2.inRange(chosen, SHIFTED, SHIFTED), 1 - SHIFT_COST * between(plan.shift)))
-        cv2.copyTo(shifted(state, plan.shift), parts[-1][0], moved)
+        cv2.copyTo(shifted(state, plan.shift), cv2.inRange(chosen, SHIFTED, SHIFTED), moved)
+        kept[SHIFTED] = 1 - SHIFT_COST * between(plan.shift)
     if plan.flow is not None:
-        parts.append((cv2.inRange(chosen, FLOWING, FLOWING), 1 - FLOW_COST))
-        cv2.copyTo(follow(state, plan.flow), parts[-1][0], moved)
-    vouched = _vouched(moved, frame, mask, sigma) if sigma > 0 else 1.0
+        cv2.copyTo(follow(state, plan.flow), cv2.inRange(chosen, FLOWING, FLOWING), moved)
+        kept[FLOWING] = 1 - FLOW_COST
+    if sigma > 0:
+        vouched = _vouched(moved, frame, mask, sigma)
+        kept = {how: share * vouched for how, share in kept.items()}
+        # What stands still is trusted less as well, the more of the picture moves.
+        moving = float(np.count_nonzero(plan.chosen)) / plan.chosen.size
+        kept[STILL] = 1 - moving * (1 - vouched)
     confidence = np.ascontiguousarray(moved[..., 3])
-    for where, kept in parts:
-        cv2.copyTo(cv2.LUT(confidence, aged(kept * vouched)), where, confidence)
+    for how, share in kept.items():
+        if share < 1:
+            cv2.copyTo(cv2.LUT(confidence, aged(share)), cv2.inRange(chosen, how, how), confidence)
     moved[..., 3] = confidence
     return moved
 
@@ -120,7 +125,7 @@ def doubt(state: U8, before: U8, mask: U8 | None) -> None:
 
 
 def _vouched(moved: U8, frame: U8, mask: U8 | None, sigma: float) -> float:
-    """Return how far the noise seen is as strong as was said, 0 to 1; some pixels tell."""
+    """Return the trust, 0 to 1, that the noise seen deserves for being as strong as was said."""
     some = (slice(1, None, STEP_PX),) * 2
     now, past = frame[some].astype(np.float32), moved[some].astype(np.float32)
     confidence = past[..., 3]
@@ -131,4 +136,4 @@ def _vouched(moved: U8, frame: U8, mask: U8 | None, sigma: float) -> float:
     # n / (n + 1) of what is expected is the frame's own.
     expected = 3 * 255 * sigma**2 / np.maximum(confidence, LEAST_CONFIDENCE)
     share = float((weight * seen).sum()) / max(CALM * float((weight * expected).sum()), 1e-3)
-    return min(share, 1.0)
+    return min(share, 1.0) ** 2

@@ -82,7 +82,7 @@ def search(state: U8, frame: U8, mask: U8 | None) -> Plan | None:
     moved = _error(half, *_carried(half, flow))
     moved[0] /= _known_share(half)
     # Its edges are blurred: beside what moves, a flow must fit what is near as well.
-    moved[0, moved[1] > best[1]] = UNKNOWN
+    moved[0, (moved[1] > best[1]) | (best[0] == UNKNOWN)] = UNKNOWN
     _take(chosen, FLOWING, best, moved, FLOW_GAIN)
     if not chosen.any():
         return None
@@ -264,7 +264,8 @@ def _flow(half: _Half) -> F32:
     import cv2
 
     dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)  # unrefined
-    dis.setFinestScale(1)  # half of half size; 0 takes four times as long for 0.1 dB
+    dis.setFinestScale(0)  # of half size: that keeps the outline of objects
+    dis.setPatchStride(8)  # its patches side by side, which halves the time
     start = np.zeros((*half.past.shape, 2), np.float32)
     now, past = half.frame.astype(np.uint8), half.past.astype(np.uint8)
     flow = np.asarray(dis.calc(now, past, start), np.float32)

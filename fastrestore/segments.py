@@ -101,7 +101,7 @@ def restore_in_segments(task: Task, resume: Resume) -> VideoReport:
     if not resume.segment_s > 0:  # or not a number
         raise InputError(f"a segment of {resume.segment_s} s is none; give seconds above 0")
     folder = WorkFolder(task.target)
-    if folder.path.is_symlink():  # never through a link
+    if os.path.islink(folder.path):  # never through a link
         raise OutputError(f"{label(folder.path)}: is a link; remove it")
 
     def refuse() -> None:

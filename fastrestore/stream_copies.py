@@ -119,13 +119,13 @@ class Copies:
             self._last_dts[index] = packet.dts
         try:
             self._container.mux(self._moved(packet))
-        except av.error.InvalidDataError:  # a file that says how its sound is coded looks into it
+        except (av.error.InvalidDataError, av.error.PatchWelcomeError):  # damaged sound
             self._refused[index] = self._refused.get(index, 0) + 1
 
     def refused(self) -> list[str]:
         """Say, after the last packet, how many the file did not take."""
         return [
-            f"{count} damaged packets of {self._copies[index].type} #{index} left out"
+            f"{count} damaged packets of {self._copies[index].type} #{index} are left out"
             for index, count in self._refused.items()
         ]
 

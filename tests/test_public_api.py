@@ -41,6 +41,7 @@ RESTORER = {
         "engine",
         "trust_engine",
         "limit_px",
+        "motion",
     ],
     "__call__": ["image", "mask", "sigma", "grow_px"],
     "frame": ["image", "mask", "sigma", "grow_px"],

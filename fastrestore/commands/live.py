@@ -77,6 +77,11 @@ if TYPE_CHECKING:
     help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
 )
 @click.option(
+    "--motion/--no-motion",
+    default=None,
+    help="Move the past along with its content.  [where the network runs on the CPU]",
+)
+@click.option(
     "--keep",
     type=click.Choice(["newest", "all"]),
     help="When restoring is too slow: newest drops frames, all lets the source wait.  "
@@ -128,6 +133,7 @@ def command(
     detector: str | None,
     grow: int,
     clean: Sigma,
+    motion: bool | None,
     keep: str | None,
     budget_ms: float | None,
     when_late: str | None,
@@ -218,7 +224,9 @@ def command(
     )
     status = Status(as_json=as_json, quiet=quiet)
     with _errors(status, as_json=as_json), ExitStack() as stack:
-        load = partial(Restorer, threads=threads, device=device, trust_engine=trust_engine)
+        load = partial(
+            Restorer, threads=threads, device=device, trust_engine=trust_engine, motion=motion
+        )
         restorer = stack.enter_context(load(model, backend=backend, engine=engine))
         finder = None
         if mask == "auto":

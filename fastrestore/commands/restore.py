@@ -82,6 +82,11 @@ if TYPE_CHECKING:
     metavar="[SIGMA]",
     help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
 )
+@click.option(
+    "--motion/--no-motion",
+    default=None,
+    help="Of video: move the past along with its content.  [where the network runs on the CPU]",
+)
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
 @click.option(
     "--encoder",

@@ -19,6 +19,7 @@ from fastrestore.errors import FastRestoreError, InputError, OutputError
 from fastrestore.journal import WorkFolder, is_begun
 from fastrestore.locking import lock
 from fastrestore.segment_file import SegmentWriter
+from fastrestore.video import Resume, restore_video
 from fastrestore.video_io import VideoReader
 from fastrestore.video_write import VideoWriter
 from tests.fastrestore.broken_jobs import (
@@ -245,6 +246,38 @@ def test_damage_in_the_work_folder_is_said(tmp_path: Path) -> None:
     refused(InputError, "00001.nut: is damaged", "--overwrite", run=lambda: restore(source, target))
     folder.segment(1).write_bytes(data)
     assert restore(source, target).frames == N
+
+
+def test_bytes_that_changed_in_the_work_folder_are_found(tmp_path: Path) -> None:
+    source, target = broken(tmp_path)
+    folder = WorkFolder(target).path
+    names = ["00000.nut", "00000.pts.npy", "00001.nut", "00001.past.npz", "00001.pts.npy"]
+    assert sorted(n for n in os.listdir(folder) if n[0] == "0") == names
+    for path in (folder / name for name in names):
+        data = path.read_bytes()
+        flipped = bytearray(data)
+        flipped[-9] ^= 1
+        for spoilt in (bytes(flipped), b"", None):
+            path.unlink() if spoilt is None else path.write_bytes(spoilt)
+            words = (f"{path.name}: is damaged", "--overwrite")
+            told = refused(InputError, *words, run=lambda: restore(source, target))
+            assert "go on with" not in told
+        path.write_bytes(data)
+    assert restore(source, target).frames == N
+
+
+def test_a_name_that_is_too_long_for_a_work_folder(tmp_path: Path) -> None:
+    source, target = make_clip(tmp_path / "in.mp4"), tmp_path / ("n" * 248 + ".mkv")
+    assert not is_begun(target)
+    refused(OutputError, "too long", run=lambda: restore(source, target))
+    assert os.listdir(tmp_path) == ["in.mp4"]
+
+
+@pytest.mark.parametrize("length", [0.0, float("nan")])
+def test_segments_of_no_length_are_refused(tmp_path: Path, length: float) -> None:
+    source, target = make_clip(tmp_path / "in.mp4"), tmp_path / "o.mkv"
+    how = Resume(segment_s=length)
+    refused(InputError, "segment", run=lambda: restore_video(source, target, Blend(), resume=how))
 
 
 def test_what_is_not_ours_stays_in_the_folder(tmp_path: Path) -> None:

@@ -165,3 +165,17 @@ def test_h265_in_mp4_has_the_name_that_apple_knows(tmp_path: Path) -> None:
         restore_video(source, tmp_path / f"o{suffix}", same, encoder="x265")
         with av.open(str(tmp_path / f"o{suffix}")) as c:
             assert c.streams.video[0].codec_context.codec_tag == tag
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_sound_that_the_file_refuses_does_not_end_the_clip(tmp_path: Path, suffix: str) -> None:
+    source = write(tmp_path / "in.ts", SOUND).path
+    whole = packets(source, "audio")
+    data, head = source.read_bytes(), whole[9][0][:7]
+    assert data.count(head) == 1
+    source.write_bytes(data.replace(head, head[:1] + b"\0" + head[2:]))
+    target = tmp_path / f"o{suffix}"
+    report = restore_video(source, target, same)
+    assert report.frames == len(SOUND.times)
+    assert report.notes == ["1 damaged packets of audio #1 are left out"]
+    assert 1 <= len(whole) - len(packets(target, "audio")) <= 3

@@ -1291,7 +1291,8 @@ def test_the_command_line_hands_device_and_engine_on(
         main()
     assert e.value.code == InputError.exit_code
     engine = {"device": 1, "engine": str(place), "trust_engine": True}
-    assert seen == [{"backend": "rtx", "threads": None, **engine}]
+    assert len(seen) == 1
+    assert {"backend": "rtx", "threads": None, **engine}.items() <= seen[0].items()
 
 
 def test_bench_takes_engines_that_are_verified(tmp_path: Path, driver: Any) -> None:

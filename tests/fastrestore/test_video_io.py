@@ -27,9 +27,10 @@ def make_clip(
     pix_fmt: str = "yuv420p",
     n: int = 10,
     options: dict[str, str] | None = None,
-    tags: dict[str, int] | None = None,
+    tags: dict[str, Any] | None = None,
     matrix: tuple[int, ...] | None = None,
     title: str | None = None,
+    first: int = 0,
 ) -> Path:
     with av.open(os.path.abspath(path), "w") as c:
         v: Any = c.add_stream(codec, rate=20)
@@ -45,7 +46,7 @@ def make_clip(
             f = av.VideoFrame(W, H, pix_fmt)
             for p in f.planes:
                 np.frombuffer(memoryview(p), np.uint8)[:] = 90 + i
-            f.pts, f.time_base = i, Fraction(1, 20)
+            f.pts, f.time_base = first + i, Fraction(1, 20)
             c.mux(v.encode(f))
         c.mux(v.encode(None))
     return path
@@ -109,6 +110,15 @@ def test_files_that_are_no_video(tmp_path: Path, capfd: pytest.CaptureFixture[st
     _refused(tmp_path / "none.mp4", "no such file")
     _refused(tmp_path, "not a file")
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_line_break_in_a_name_stays_out_of_the_message(tmp_path: Path) -> None:
+    path = tmp_path / "a\nb.mp4"
+    for text in ("", "no video at all\n" * 50):
+        path.write_text(text)
+        with pytest.raises(InputError) as caught:
+            probe(path)
+        assert "\n" not in str(caught.value)
 
 
 def test_playlists_and_addresses_open_nothing(tmp_path: Path) -> None:
@@ -176,6 +186,24 @@ def test_reader_mixes_frames_and_packets_and_can_be_left_early(tmp_path: Path) -
         first = next(iter(reader))
         assert isinstance(first, av.VideoFrame)
         assert reader.time_base == Fraction(1, 1000)
+
+
+def read_notes(path: Path) -> list[str]:
+    with VideoReader(path) as reader:
+        assert sum(isinstance(item, av.VideoFrame) for item in reader) == 10
+        return reader.notes
+
+
+def test_a_clip_that_begins_late_is_not_cut_off(tmp_path: Path) -> None:
+    assert read_notes(make_clip(tmp_path / "a.mkv", first=60)) == []
+
+
+def test_a_pixel_shape_that_only_the_container_tells_is_no_change(tmp_path: Path) -> None:
+    tags = {"sample_aspect_ratio": Fraction(16, 11)}
+    path = make_clip(tmp_path / "a.mp4", codec="libvpx-vp9", tags=tags)
+    with VideoReader(path) as reader:
+        assert reader.stream.sample_aspect_ratio == Fraction(16, 11)
+    assert read_notes(path) == []
 
 
 def test_frames_written_are_the_frames_read(tmp_path: Path) -> None:
