@@ -20,7 +20,7 @@ RUNS ?= runs
 free_DATA := --data $(DATA)/free_photos=0.6 --data $(DATA)/free_faces=0.4
 research_DATA := --data $(DATA)/faces=0.9 --data $(DATA)/general=0.1
 
-.PHONY: demo test check lint types table train-cpu gpu-train gpu-check gpu-bench kernels-gate kernels-ptx kernels-triton bindings bindings-fetch ablation links venv-core venv-dev clean
+.PHONY: demo test check lint types table bench train-cpu gpu-train gpu-check gpu-bench kernels-gate kernels-ptx kernels-triton bindings bindings-fetch ablation links venv-core venv-dev clean
 demo: venv-core
 	@$(RUN) -m fastrestore demo --output demo
 test: venv-dev
@@ -53,6 +53,15 @@ gpu-train: venv-dev
 	$(call train,--device cuda --workers 8 --decay 0.05 --batch 64,-gpu,)
 ablation: venv-dev
 	@OMP_NUM_THREADS=1 nice -n 10 $(RUN) benchmarks/ablation.py $(ARGS)
+# The README's table of speed and its plots; idle, or the report says so.
+bench: venv-dev
+	@$(RUN) -m fastrestore bench --model tiny --model tiny-u8 --backend ort --backend openvino \
+	  --size 256x256 --size 512x512 --size 1280x720 --rival telea --rival navier-stokes --rival nlm \
+	  --rival bilateral --output benchmarks/results/bench-cpu.json --csv benchmarks/results/bench-cpu.csv $(ARGS)
+	@$(RUN) -m fastrestore bench --from benchmarks/results/bench-cpu.json --level engine \
+	  --plot benchmarks/results/bench-cpu-engine.svg >/dev/null
+	@$(RUN) -m fastrestore bench --from benchmarks/results/bench-cpu.json --level host --size 512x512 \
+	  --plot benchmarks/results/bench-cpu-host.svg >/dev/null
 # On a card; RUN=python takes the environment at hand, with its torch for CUDA.
 # gpu-check: every test that needs one, then our kernels on small cases under compute-sanitizer.
 gpu-check: $(SETUP)
