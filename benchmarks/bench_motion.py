@@ -1,6 +1,6 @@
 """What the motion step brings to video: pans, objects, real clips, holes, noise that is not white.
 
-    python benchmarks/bench_motion.py      # writes results/motion.json and motion.md; 6 minutes
+    python benchmarks/bench_motion.py      # writes results/motion.json and motion.md; 8 minutes
 
 Every clip is restored by the same model frame by frame, with the state but no motion, and with the
 state moved by the motion step, by parts of it and by rivals. PSNR is a mean over the frames from
@@ -174,8 +174,8 @@ def cost_rows(restorer: Restorer, n: int, sigma: float, _ways: Sequence[str]) ->
     for name in names:
         setattr(restore, name, timed(kept[name]))
     try:
-        for kind in ("bikes", "cockatoo"):
-            for size in SIZES[: 2 if kind == "bikes" else 4]:
+        for kind in ("nasa_13013", "bikes", "cockatoo"):
+            for size in SIZES[: 4 if kind == "cockatoo" else 2]:
                 frames = real(kind, 12 if size[0] <= 256 else 6, *size)
                 for hole in (False, True):
                     masks = strokes(0, len(frames), frames[0].shape, 0) if hole else None

@@ -29,7 +29,8 @@ FLOW_COST = 0.4  # likewise, wherever it lies: bilinear
 CALM = 0.2  # of the change that noise explains; a frame that changes less is less noisy than said
 STILL_VARIANCE = 9.0  # levels^2 of what stands still: TAU of the graph, squared
 CHANGE_PX = 8  # changes are averaged over cells of this size, and one around them
-STEP_PX = 4  # one pixel in so many rows and columns tells enough
+STEP_PX = 4  # one pixel in so many rows and columns tells enough of a change
+NOISE_STEP_PX = 8  # likewise, of the noise of a whole picture
 LEAST_CONFIDENCE = 23  # of 0.1 frames, in 255ths
 
 
@@ -126,7 +127,7 @@ def doubt(state: U8, before: U8, mask: U8 | None) -> None:
 
 def _vouched(moved: U8, frame: U8, mask: U8 | None, sigma: float) -> float:
     """Return the trust, 0 to 1, that the noise seen deserves for being as strong as was said."""
-    some = (slice(1, None, STEP_PX),) * 2
+    some = (slice(1, None, NOISE_STEP_PX),) * 2
     now, past = frame[some].astype(np.float32), moved[some].astype(np.float32)
     confidence = past[..., 3]
     weight = np.minimum(confidence, 1)

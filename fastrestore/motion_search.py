@@ -24,6 +24,7 @@ SURE = 64  # confidence from which on the past counts in full
 LEAST_SHARE = 0.05  # of a window must be comparable
 UNKNOWN = np.float32(1e9)  # the error where it is not
 WHOLE_PX = 0.2  # a shift this close to whole pixels is one: nothing is interpolated
+FAR_PX, NEAR_PX = 6, 0.75  # of half size
 FARTHEST = 4  # a shift of more than 1 / FARTHEST of the shorter side is none
 REFINEMENTS, EXACT_PX = 2, 0.05
 OUTLIER = 2.0  # differences beyond so many times the mean say nothing about the whole picture
@@ -74,11 +75,11 @@ def search(state: U8, frame: U8, mask: U8 | None) -> Plan | None:
     half = _half(state, frame, mask)
     best = _error(half, half.past, half.have)
     chosen: U8 = np.zeros(best.shape[1:], np.uint8)
-    found = _global_shift(half)
+    flow = _flow(half)
+    found = _global_shift(half, flow)
     shift = _whole(found * half.scale, WHOLE_PX)
     if shift.any():
         best = _take(chosen, SHIFTED, best, _error(half, *_shifted(half, found)), SHIFT_GAIN)
-    flow = _flow(half)
     moved = _error(half, *_carried(half, flow))
     moved[0] /= _known_share(half)
     # Its edges are blurred: beside what moves, a flow must fit what is near as well.
@@ -208,11 +209,11 @@ def _take(chosen: U8, candidate: int, best: F32, error: F32, gain: float) -> F32
     return np.where(better, error, best)
 
 
-def _global_shift(half: _Half) -> F64:
+def _global_shift(half: _Half, flow: F32) -> F64:
     """Return one shift of the whole picture (dx, dy), in pixels of half size.
 
-    Phase correlation finds it, and least squares on the gradients make it exact: to be a twentieth
-    of a pixel off costs about 1 dB at sigma 25.
+    Phase correlation sees far; near by, the middle of the flow is closer. Least squares
+    on the gradients make it exact: to be a twentieth of a pixel off costs about 1 dB at sigma 25.
     """
     import cv2
 
@@ -220,9 +221,22 @@ def _global_shift(half: _Half) -> F64:
     hann = cv2.createHanningWindow((w, h), cv2.CV_32F)
     # It multiplies its inputs by the window where they lie: they must be copies.
     found, _ = cv2.phaseCorrelate(half.frame.copy(), half.past.copy(), hann)
-    if not WHOLE_PX / 2 <= max(map(abs, found)) <= min(h, w) / FARTHEST:
-        return np.zeros(2)
-    return _refined(half, np.array(found))
+    farthest = min(h, w) / FARTHEST
+    is_far = FAR_PX < max(map(abs, found)) <= farthest
+    start = np.array(found) if is_far else _middle(half, flow)
+    moves = WHOLE_PX / 2 <= np.abs(start).max() <= farthest
+    return _refined(half, start) if moves else np.zeros(2)
+
+
+def _middle(half: _Half, flow: F32) -> F64:
+    """Return the mean of the flow's vectors that lie near their median."""
+    some = (slice(3, None, 8),) * 2  # one of each patch
+    vectors = flow[some].reshape(-1, 2)
+    if half.known is not None and half.known[some].any():
+        vectors = vectors[half.known[some].ravel() > 0]
+    middle = np.sort(vectors, 0)[len(vectors) // 2]
+    away = np.abs(vectors - middle).max(1)
+    return np.asarray(vectors[away <= max(NEAR_PX, away.min())].mean(0), np.float64)
 
 
 def _refined(half: _Half, shift: F64) -> F64:
