@@ -14,7 +14,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from fastrestore.commands.options import RateType, SigmaType, engine_options, model_options
+from fastrestore.commands.options import (
+    RateType,
+    engine_options,
+    model_options,
+    repair_options,
+)
 from fastrestore.errors import FastRestoreError, InputError
 
 if TYPE_CHECKING:
@@ -48,39 +53,7 @@ if TYPE_CHECKING:
     metavar="FILE|DIR|auto",
     help="White = repair; a folder goes by frame number, auto looks for the damage.",
 )
-@click.option("--invert-mask", is_flag=True, help="Black = repair.")
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Of --mask auto: least probability of damage.  [0.7]",
-)
-@click.option(
-    "--hold",
-    type=click.IntRange(0, 250),
-    help="Of --mask auto: frames that damage stays marked while it is not found but looks the "
-    "same; 0 = every frame by itself.  [8]",
-)
-@click.option(
-    "--detector",
-    metavar="NAME|FILE",
-    help="Of --mask auto: what finds the damage.  [the one inside]",
-)
-@click.option(
-    "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
-)
-@click.option(
-    "--clean",
-    type=SigmaType(),
-    is_flag=False,
-    flag_value="auto",
-    metavar="[SIGMA]",
-    help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
-)
-@click.option(
-    "--motion/--no-motion",
-    default=None,
-    help="Move the past along with its content.  [where the network runs on the CPU]",
-)
+@repair_options
 @click.option(
     "--keep",
     type=click.Choice(["newest", "all"]),

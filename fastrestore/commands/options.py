@@ -105,6 +105,54 @@ class RateType(click.ParamType):  # type: ignore[type-arg]  # as above
         return rate
 
 
+def repair_options(command: F) -> F:
+    """Add what says which pixels are repaired, and how: all but the mask itself."""
+    options = (
+        click.option("--invert-mask", is_flag=True, help="Black = repair."),
+        click.option(
+            "--grow",
+            type=click.IntRange(0, 64),
+            default=1,
+            show_default=True,
+            help="Widen holes, px.",
+        ),
+        click.option(
+            "--threshold",
+            type=click.FloatRange(0, 1),
+            help="Of --mask auto: least probability of damage.  [0.7]",
+        ),
+        click.option(
+            "--hold",
+            type=click.IntRange(0, 250),
+            help="Of --mask auto in videos: frames that damage stays marked while it is not found "
+            "but looks the same; 0 = every frame by itself.  [8]",
+        ),
+        click.option(
+            "--detector",
+            metavar="NAME|FILE",
+            help="Of --mask auto: what finds the damage.  [the one inside]",
+        ),
+        click.option(
+            "--clean",
+            type=SigmaType(),
+            is_flag=False,
+            flag_value="auto",
+            metavar="[SIGMA]",
+            help="Remove noise everywhere; without a number it is estimated. Implied without a "
+            "mask.",
+        ),
+        click.option(
+            "--motion/--no-motion",
+            default=None,
+            help="Of video: move the past along with its content.  [where the network runs on the "
+            "CPU]",
+        ),
+    )
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 @contextmanager
 def progress_bar(quiet: bool) -> Iterator[Progress]:
     """Show a bar on stderr, in a terminal only; nothing when quiet."""

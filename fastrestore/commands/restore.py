@@ -14,10 +14,10 @@ import click
 from fastrestore.atomic import label
 from fastrestore.commands.options import (
     RateType,
-    SigmaType,
     engine_options,
     model_options,
     progress_bar,
+    repair_options,
 )
 from fastrestore.encoders import AUTO, NAMES
 from fastrestore.errors import InputError
@@ -49,44 +49,12 @@ if TYPE_CHECKING:
     show_default=True,
     help="Of --mask-color, per channel; a JPEG needs about 60.",
 )
-@click.option("--invert-mask", is_flag=True, help="Black = repair.")
-@click.option(
-    "--grow", type=click.IntRange(0, 64), default=1, show_default=True, help="Widen holes, px."
-)
-@click.option(
-    "--threshold",
-    type=click.FloatRange(0, 1),
-    help="Of --mask auto: least probability of damage.  [0.7]",
-)
-@click.option(
-    "--hold",
-    type=click.IntRange(0, 250),
-    help="Of --mask auto in videos: frames that damage stays marked while it is not found but "
-    "looks the same; 0 = every frame by itself.  [8]",
-)
-@click.option(
-    "--detector",
-    metavar="NAME|FILE",
-    help="Of --mask auto: what finds the damage.  [the one inside]",
-)
 @click.option(
     "--mask-out",
     metavar="PATH",
     help="Write the mask, before --grow, as .png, of a video as .mkv; a folder for several.",
 )
-@click.option(
-    "--clean",
-    type=SigmaType(),
-    is_flag=False,
-    flag_value="auto",
-    metavar="[SIGMA]",
-    help="Remove noise everywhere; without a number it is estimated. Implied without a mask.",
-)
-@click.option(
-    "--motion/--no-motion",
-    default=None,
-    help="Of video: move the past along with its content.  [where the network runs on the CPU]",
-)
+@repair_options
 @click.option("--quality", type=click.IntRange(1, 100), default=95, show_default=True)
 @click.option(
     "--encoder",
